@@ -1,0 +1,106 @@
+"""`sandpoint create`."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sandpoint.cli.options import Common, Json, Sandbox, Store
+from sandpoint.cli.run import run
+from sandpoint.cli.terminal import count, duration, local_time, printable, say, say_fields, size, some, warn
+
+if TYPE_CHECKING:
+    from sandpoint.models import Backup
+
+
+def create(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="An absolute path.")],
+    name: Annotated[str | None, typer.Option("--name", help="A short name to find it by.")] = None,
+    description: Annotated[str | None, typer.Option("--description", help="What it is for.")] = None,
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            "--ttl", metavar="SECONDS", help="How long it can be restored. [default: 259200, three days]"
+        ),
+    ] = None,
+    use_gitignore: Annotated[
+        bool, typer.Option("--use-gitignore", help="Leave out what git ignores, if DIR is in a repository.")
+    ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude", metavar="PATTERN", help="Leave out what a .gitignore line would. Repeatable."
+        ),
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option("--metadata", metavar="KEY=VALUE", help="Kept with the backup. Repeatable."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Write a full layer. In this version every backup is full.")
+    ] = False,
+    store: Store = None,
+    sandbox: Sandbox = None,
+    as_json: Json = False,
+) -> int:
+    """Back up a directory."""
+    common = Common(store, sandbox, as_json)
+    values = parse_metadata(metadata or ())
+    # Where no ttl is given, the service's own default holds.
+    lifetime = {} if ttl is None else {"ttl": ttl}
+    began = time.monotonic()
+    return run(
+        common,
+        lambda service, report: service.create(
+            directory,
+            name=name,
+            description=description,
+            use_gitignore=use_gitignore,
+            excludes=exclude or (),
+            metadata=values,
+            full=full,
+            report=report,
+            **lifetime,
+        ),
+        lambda backup: show_created(backup, common, time.monotonic() - began),
+    )
+
+
+def parse_metadata(pairs: list[str] | tuple[str, ...]) -> dict[str, str]:
+    """Read `KEY=VALUE` options; a value may hold further equals signs.
+
+    Raises:
+        typer.BadParameter: There is no equals sign, or a key is given twice.
+    """
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--metadata")
+        if key in values:
+            raise typer.BadParameter(f"the key {key!r} is given twice", param_hint="--metadata")
+        values[key] = value
+    return values
+
+
+def show_created(backup: "Backup", common: Common, seconds: float) -> None:
+    """Say what was backed up, for how long it is kept, and the way back."""
+    say(f"Backed up {printable(backup.dir)} in {duration(seconds)}.")
+    name = [("name", printable(backup.name))] if backup.name else []
+    say_fields(
+        [
+            ("id", backup.id),
+            *name,
+            ("size", f"{size(backup.size_bytes)}, of {size(backup.total_bytes)} in the directory"),
+            ("files", f"{backup.file_count:,}"),
+            ("created", local_time(backup.created_at)),
+            ("expires", local_time(backup.expires_at)),
+        ]
+    )
+    say(f"Bring it back with: {common.command('restore', backup.id)}")
+    if backup.unstable_paths:
+        changing = count(len(backup.unstable_paths), "path")
+        warn(f"{changing} changed while being read and may not be whole: {some(backup.unstable_paths)}")
+    if backup.skipped_mounts:
+        mounts = count(len(backup.skipped_mounts), "mount")
+        warn(f"not in the backup is what {mounts} inside the directory holds: {some(backup.skipped_mounts)}")

@@ -1,0 +1,101 @@
+"""`sandpoint doctor`."""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sandpoint.cli.failures import Failure, describe
+from sandpoint.cli.options import Common, Json, Sandbox, Store
+from sandpoint.cli.run import run
+from sandpoint.cli.terminal import paint, printable, say
+from sandpoint.errors import SandboxUnavailableError, SandpointError
+
+if TYPE_CHECKING:
+    from sandpoint.models import Capabilities, Capability, Report
+    from sandpoint.service import BackupService
+
+OVERLAYS = {"kernel": "by the kernel", "fuse": "by FUSE, where reading is slower", None: "not possible"}
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the sandbox can do, and whether the store answers."""
+
+    capabilities: "Capabilities"
+    store: str
+    store_failure: Failure | None
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return the sandbox's capabilities, and the store beside them."""
+        failure = self.store_failure.as_json() if self.store_failure else None
+        store = {"url": self.store, "available": failure is None, "error": failure}
+        return self.capabilities.model_dump(mode=mode) | {"store": store}
+
+
+def doctor(
+    store: Store = None,
+    sandbox: Sandbox = None,
+    as_json: Json = False,
+) -> int:
+    """Tell what this machine can do, and what is missing.
+
+    For what is missing, the command that installs it is printed.
+    """
+    common = Common(store, sandbox, as_json)
+    return run(
+        common, lambda service, report: examine(service, report, common), show_health, problem=find_problem
+    )
+
+
+async def examine(service: "BackupService", report: "Report", common: Common) -> Health:
+    """Ask the sandbox and the store; a store that cannot be reached is part of the answer."""
+    from sandpoint.settings import read_settings
+
+    capabilities = await service.capabilities()
+    failure = None
+    try:
+        await service.list(limit=1)
+    except SandpointError as error:
+        failure = describe(error)
+    return Health(capabilities, read_settings(store=common.store).store, failure)
+
+
+def find_problem(health: Health) -> Failure | None:
+    """Return what keeps backups from being made or restored at all, None where nothing does."""
+    missing = [item.name for item in health.capabilities.items if is_needed(item) and not item.available]
+    if missing:
+        status = SandboxUnavailableError.exit_status
+        return Failure(SandboxUnavailableError.code, f"missing: {', '.join(missing)}", status)
+    return health.store_failure
+
+
+def is_needed(item: "Capability") -> bool:
+    """Whether nothing works without it."""
+    return item.needed_for.startswith("every ")
+
+
+def show_health(health: Health) -> None:
+    """Print each thing with what it is for and how to get it, and what it all comes to."""
+    capabilities = health.capabilities
+    say(f"Sandbox {printable(capabilities.sandbox)}")
+    width = max((len(item.name) for item in capabilities.items), default=0)
+    for item in capabilities.items:
+        detail = f" ({printable(item.detail)})" if item.detail else ""
+        say(f"  {_mark(item)}  {item.name.ljust(width)}  for {printable(item.needed_for)}{detail}")
+        if not item.available and item.remedy:
+            say(f"           {' ' * width}  get it with: {printable(item.remedy)}")
+    say(f"  overlay restores: {OVERLAYS[capabilities.overlay]}")
+    say(f"Store {printable(health.store)}")
+    if health.store_failure:
+        message = printable(health.store_failure.message, lines=True)
+        say(f"  {paint('failed ', 'red')}  {message} [{health.store_failure.code}]")
+    else:
+        say(f"  {paint('ok     ', 'green')}  answers")
+    problem = find_problem(health)
+    say("Backups cannot be made or restored here yet." if problem else "Ready to make and restore backups.")
+
+
+def _mark(item: "Capability") -> str:
+    if item.available:
+        return paint("ok     ", "green", sys.stdout)
+    return paint("missing", "red" if is_needed(item) else "yellow", sys.stdout)

@@ -1,0 +1,99 @@
+"""Words for a person: what is safe to print, and how sizes, times, counts and colours look."""
+
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Literal, TextIO
+
+Colour = Literal["green", "yellow", "red", "cyan"]
+
+_CODES: dict[Colour, int] = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return text in which nothing can move the cursor, hide or reorder what is printed.
+
+    Control, format and unassigned characters become backslash escapes; with `lines`, newlines and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable()
+        or unicodedata.category(character) == "Zs"
+        or (lines and character in "\n\t")
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line on stdout or stderr."""
+    stream = sys.stderr if error else sys.stdout
+    stream.write(f"{text}\n")
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    say(f"{paint('warning:', 'yellow', sys.stderr)} {text}", error=True)
+
+
+def paint(text: str, colour: Colour, stream: TextIO | None = None) -> str:
+    """Return text in a colour if the stream (stdout) is a terminal that shows colours."""
+    return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if has_colour(stream or sys.stdout) else text
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether to use colours, by the rules that rich follows."""
+    return (
+        stream.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") not in {"dumb", "unknown"}
+    )
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as a person says it, by powers of 1000."""
+    from rich.filesize import decimal
+
+    return decimal(count)
+
+
+def local_time(moment: datetime, *, seconds: bool = True) -> str:
+    """Return a time on the machine's own clock, to the second or to the minute."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
+
+
+def duration(seconds: float) -> str:
+    """Return a time span that a person waited for."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: `1 file`, `63,864 files`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def some(names: Sequence[str], limit: int = 10) -> str:
+    """Return names in a row, the first few of many."""
+    shown = ", ".join(printable(name) for name in names[:limit])
+    return f"{shown} and {len(names) - limit:,} more" if len(names) > limit else shown
+
+
+def say_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Print labels and values, one pair a line, aligned."""
+    for label, value in fields:
+        say(f"  {label:<8} {value}")
+
+
+def say_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in aligned columns, nothing shortened: for a file or a pipe."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,299 @@
+"""Capture: a directory into one layer and one manifest."""
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from sandpoint.engine import linux, mounts, squashfs, tools, transfer
+from sandpoint.engine.contents import differing
+from sandpoint.engine.directory import open_directory
+from sandpoint.engine.ignore import GitError, Rules, git_ignored
+from sandpoint.engine.layers import opened_layer
+from sandpoint.engine.manifest import Entry, Manifest, display, make_manifest, parent
+from sandpoint.engine.overlay import own_overlays
+from sandpoint.engine.plan import is_at_or_below
+from sandpoint.engine.state import State
+from sandpoint.engine.tools import Monitor
+from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, walk_tree
+from sandpoint.errors import BackupCreateError
+from sandpoint.models import Captured, CaptureRequest
+
+_ATTEMPTS = 2
+"""Whole captures before paths that are still written to are named as unstable."""
+
+_COMPLAINT = re.compile(
+    r"(?:Failed to read file|Failed to read symlink|Could not open|Cannot stat dir/file) (?:\./)?(.+?)"
+    r"(?:, creating empty (?:file|symlink)| because .*)$"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """An open directory and what is special about where it lies."""
+
+    path: str
+    fd: int
+    boundaries: frozenset[bytes]
+    """Where foreign filesystems are mounted, relative to the directory."""
+    stamps: bool
+    """Whether stamps prove that a file is unchanged."""
+
+
+@contextmanager
+def opened_place(state: State, path: str) -> Iterator[Place]:
+    """Open a directory. Overlays of ours below it are part of it, all other mounts are not.
+
+    Raises:
+        InvalidBackupConfigError: It cannot be opened.
+    """
+    fd = open_directory(path)
+    try:
+        table = mounts.list_mounts()
+        own = {os.fsencode(overlay.record.dir) for overlay in own_overlays(state, path, table)}
+        below = {mount.point for mount in mounts.mounts_below(os.fsencode(path), table)}
+        prefix = len(os.fsencode(path)) + 1
+        yield Place(
+            path,
+            fd,
+            boundaries=frozenset(point[prefix:] for point in below - own),
+            stamps=mounts.filesystem_of(fd, table) in mounts.STAMPED_FILESYSTEMS and not own & below,
+        )
+    finally:
+        os.close(fd)
+
+
+def capture(request: CaptureRequest, state: State, monitor: Monitor) -> Captured:
+    """Capture a directory as a full layer, and send both through their grants.
+
+    Raises:
+        InvalidBackupConfigError: The directory or a pattern is not fit.
+        BackupCreateError: Something cannot be read, a tool is missing or failed, or there is no space.
+        StoreUnavailableError: The store cannot be written.
+    """
+    with opened_place(state, request.dir) as place, state.working() as work:
+        try:
+            manifest = _capture_into(request, place, state, work, monitor)
+            stored = transfer.digest(transfer.unfinished(request.layer), monitor.check)
+        except UnreadableError as error:
+            raise BackupCreateError(
+                f"{request.dir} cannot be backed up, for this user may not read {error}; "
+                "change its mode, exclude it, or run as its owner"
+            ) from None
+        except (tools.ToolFailedError, tools.ToolMissingError, GitError) as error:
+            raise BackupCreateError(f"{request.dir} cannot be backed up: {error}") from None
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise BackupCreateError(f"{request.dir} cannot be backed up: {error.strerror}{where}") from error
+        monitor.progress("storing", 0)
+        transfer.send(request.layer, stored, state)
+        files = [entry for entry in manifest.entries.values() if not entry.is_dir]
+        return Captured(
+            layer=stored,
+            manifest=transfer.send_bytes(request.manifest, manifest.to_bytes()),
+            file_count=len(files),
+            total_bytes=sum(entry.size for entry in files if not entry.hardlink),
+            unstable_paths=tuple(display(path) for path in manifest.header.unstable),
+            skipped_mounts=tuple(display(path) for path in manifest.header.mounts),
+        )
+
+
+def _capture_into(request: CaptureRequest, place: Place, state: State, work: str, monitor: Monitor) -> Manifest:
+    cover = _cover(request)
+    ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
+    rules = Rules(request.excludes, paths=ignored, cover=cover)
+    partial = transfer.unfinished(request.layer)
+    with _reading_view(place) as view:
+        for attempt in range(1, _ATTEMPTS + 1):
+            with suppress(FileNotFoundError):
+                os.unlink(partial)
+            manifest, complaints = _walk_and_build(view, place, rules, request, work, monitor)
+            doubtful = [*moved_since(view, manifest), *_complained(view, manifest, complaints)]
+            if not doubtful:
+                return manifest
+            with opened_layer(partial, [entry.path for entry in doubtful], work, monitor.check) as layer:
+                unstable = _unstable(view, layer, manifest, doubtful, monitor)
+                if not unstable:
+                    return manifest
+                if attempt == _ATTEMPTS:
+                    return _as_layer_has_it(manifest, layer, unstable)
+    raise AssertionError("unreachable")
+
+
+def _cover(request: CaptureRequest) -> Iterable[bytes]:
+    if request.cover is None:
+        return ()
+    return Manifest.from_bytes(transfer.fetch_bytes(request.cover)).entries
+
+
+@contextmanager
+def _reading_view(place: Place) -> Iterator[int]:
+    """Yield a view of the directory in which no symlink leads anywhere, for mksquashfs goes by paths."""
+    try:
+        view = linux.clone_for_reading(place.fd, os.fsencode(place.path))
+    except OSError:
+        view = os.dup(place.fd)  # an ordinary user: whoever may swap links here can read no more than we
+    try:
+        yield view
+    finally:
+        os.close(view)
+
+
+def _walk_and_build(
+    view: int, place: Place, rules: Rules, request: CaptureRequest, work: str, monitor: Monitor
+) -> tuple[Manifest, list[str]]:
+    started = time.time_ns()
+
+    def walk() -> Manifest:
+        return walk_tree(
+            view,
+            rules,
+            started_ns=started,
+            stamps=place.stamps,
+            boundaries=place.boundaries,
+            counted=lambda count: monitor.progress("reading", count),
+        )
+
+    def build(excluded: Sequence[bytes]) -> squashfs.Build:
+        return squashfs.Build(
+            view,
+            transfer.unfinished(request.layer),
+            excluded=excluded,
+            compression=request.compression,
+            scratch=work,
+        )
+
+    if rules.is_empty and not place.boundaries:
+        # Nothing is left out, so mksquashfs need not wait for the walk; `moved_since` looks at both alike.
+        building = build(())
+        try:
+            manifest = walk()
+        except BaseException:
+            building.kill()
+            raise
+    else:
+        manifest = walk()
+        building = build(manifest.header.excluded + manifest.header.mounts)
+    monitor.progress("archiving", len(manifest.entries), len(manifest.entries))
+    return manifest, building.finish(monitor.check)
+
+
+def _complained(view: int, manifest: Manifest, complaints: Sequence[str]) -> list[Entry]:
+    """Return entries that mksquashfs could not read but are readable; what vanished is none of them.
+
+    Raises:
+        UnreadableError: An entry is there, and cannot be read.
+    """
+    doubtful = []
+    for complaint in complaints:
+        match = _COMPLAINT.search(complaint)
+        if match is None:
+            raise tools.ToolFailedError(f"mksquashfs could not read a file: {complaint}")
+        path = match[1].encode("utf-8", "surrogateescape")
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=view))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UnreadableError(f"{display(path)}: {error.strerror}") from None
+        if path in manifest.entries:
+            doubtful.append(manifest.entries[path])
+    return doubtful
+
+
+def _unstable(view: int, layer: int, manifest: Manifest, doubtful: Sequence[Entry], monitor: Monitor) -> list[bytes]:
+    """Return the paths of which the layer does not hold what the manifest says."""
+    wrong = [entry.path for entry in doubtful if not _agrees(layer, manifest, entry)]
+    suspects = frozenset(wrong)
+    files = [
+        entry
+        for entry in doubtful
+        if entry.is_file and entry.size and entry.path not in suspects and _exists(view, entry)
+    ]
+    wrong += differing(view, layer, files, monitor.check)
+    return sorted(set(wrong))
+
+
+def _exists(view: int, entry: Entry) -> bool:
+    # What is gone meanwhile cannot be compared; the layer has it with its type and size, as it was before.
+    try:
+        os.stat(entry.path, dir_fd=view, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _agrees(layer: int, manifest: Manifest, entry: Entry) -> bool:
+    if entry.path in manifest.header.mounts:
+        return True
+    path = entry.path or b"."
+    try:
+        there = entry_of(entry.path, layer, path)
+        if there.kind != entry.kind or there.size != entry.size or there.target != entry.target:
+            return False
+        if not entry.is_dir:
+            return True
+        names = {os.fsencode(name) for name in _names(layer, path)}
+    except OSError:
+        return False
+    mounts_here = frozenset(manifest.header.mounts)
+    expected = {child for child in manifest.children[entry.path] if child not in mounts_here}
+    prefix = entry.path + b"/" if entry.path else b""
+    return {prefix + name for name in names} == expected
+
+
+def _names(layer: int, path: bytes) -> list[str]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=layer)
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
+def _as_layer_has_it(manifest: Manifest, layer: int, unstable: Sequence[bytes]) -> Manifest:
+    """Return the manifest with unstable entries as the layer happens to hold them, and these named."""
+    entries = dict(manifest.entries)
+    for path in unstable:
+        _take_from_layer(entries, manifest, layer, path)
+    gone = frozenset(path for path in manifest.entries if path not in entries)
+    kept = [
+        _without_lost_link(entry, entries) for entry in entries.values() if not is_at_or_below(parent(entry.path), gone)
+    ]
+    header = msgspec.structs.replace(
+        manifest.header,
+        unstable=tuple(unstable),
+        beyond_squashfs=beyond_squashfs(kept, frozenset(manifest.header.mounts)),
+    )
+    return make_manifest(header, kept)
+
+
+def _without_lost_link(entry: Entry, entries: dict[bytes, Entry]) -> Entry:
+    if entry.hardlink and entry.hardlink not in entries:
+        return msgspec.structs.replace(entry, hardlink=b"")
+    return entry
+
+
+def _take_from_layer(entries: dict[bytes, Entry], manifest: Manifest, layer: int, path: bytes) -> None:
+    pending = [path]
+    while pending:
+        current = pending.pop()
+        before = entries.get(current)
+        try:
+            # No stamp: it proves nothing about the file, and is compared by its bytes.
+            there = msgspec.structs.replace(entry_of(current, layer, current or b"."), ino=0, ctime_ns=0)
+        except OSError:
+            entries.pop(current, None)
+            continue
+        if before is None or not (before.is_dir and there.is_dir):
+            entries[current] = there
+        if there.is_dir:
+            prefix = current + b"/" if current else b""
+            names = {prefix + os.fsencode(name) for name in _names(layer, current or b".")}
+            pending += [name for name in names if name not in entries]
+            for child in manifest.children.get(current, []):
+                if child not in names and child not in manifest.header.mounts:
+                    entries.pop(child, None)

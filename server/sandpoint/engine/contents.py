@@ -1,0 +1,59 @@
+"""Comparing the contents of files in a tree with those in a layer."""
+
+import os
+from collections.abc import Iterable
+
+from sandpoint.engine import linux
+from sandpoint.engine.directory import INSIDE
+from sandpoint.engine.manifest import Entry
+from sandpoint.engine.tools import Check
+
+_BLOCK = 1 << 18
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def differing(tree: int, layer: int, entries: Iterable[Entry], check: Check) -> set[bytes]:
+    """Return the paths of regular files whose bytes are not the same below two open directories.
+
+    A file that cannot be read in either counts as different.
+    """
+    different = set()
+    for entry in entries:
+        check()
+        if not _same(tree, layer, entry.path):
+            different.add(entry.path)
+    return different
+
+
+def _same(tree: int, layer: int, path: bytes) -> bool:
+    try:
+        first = linux.openat2(path, _OPEN, dir_fd=tree, resolve=INSIDE)
+    except OSError:
+        return False
+    try:
+        second = linux.openat2(path, _OPEN, dir_fd=layer, resolve=INSIDE)
+    except OSError:
+        os.close(first)
+        return False
+    try:
+        return _same_bytes(first, second)
+    except OSError:
+        return False
+    finally:
+        os.close(first)
+        os.close(second)
+
+
+def _same_bytes(first: int, second: int) -> bool:
+    while True:
+        ours = os.read(first, _BLOCK)
+        theirs = os.read(second, len(ours) or 1)
+        while ours and theirs and len(theirs) < len(ours):  # a read may stop short at a fragment's edge
+            more = os.read(second, len(ours) - len(theirs))
+            if not more:
+                return False
+            theirs += more
+        if ours != theirs:
+            return False
+        if not ours:
+            return True

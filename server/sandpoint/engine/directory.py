@@ -1,0 +1,159 @@
+"""The directory that is backed up or restored: the rules for its path, and its one descriptor."""
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+
+from sandpoint.engine import linux
+from sandpoint.errors import InvalidBackupConfigError
+
+KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
+"""Not files: refused with everything below, whatever is allowed. `/dev/shm` below is an ordinary filesystem."""
+
+SYSTEM_TREES = ("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr")
+"""The operating system: refused with everything below unless allowed by name."""
+
+SYSTEM_DIRECTORIES = ("/home", "/media", "/mnt", "/opt", "/run", "/srv", "/tmp", "/var")  # noqa: S108 - names to refuse
+"""Shared by all of the machine: refused themselves unless allowed by name; what lies below is fine."""
+
+USER_TREES = ("/dev/shm", "/usr/local", "/usr/src")  # noqa: S108 - no file is made there
+"""Exceptions from the trees above."""
+
+NO_LINKS = linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS
+INSIDE = linux.RESOLVE_BENEATH | NO_LINKS
+
+
+def parse_directory(path: str) -> str:
+    """Return an absolute path without doubled or trailing slashes.
+
+    Raises:
+        InvalidBackupConfigError: It is relative, holds `.` or `..`, a NUL, or is not UTF-8.
+    """
+    if "\0" in path:
+        raise InvalidBackupConfigError("dir: a path cannot hold a NUL character; remove it")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InvalidBackupConfigError(
+            "dir: the directory's own path must be UTF-8 (names inside it may be any bytes); rename it"
+        ) from None
+    if not path.startswith("/"):
+        hint = f"; did you mean {os.path.abspath(path)}?" if path else ""
+        raise InvalidBackupConfigError(f"dir: {path!r} is relative, and must be an absolute path{hint}")
+    parts = [part for part in path.split("/") if part]
+    if "." in parts or ".." in parts:
+        raise InvalidBackupConfigError(
+            f"dir: {path!r} holds '.' or '..'; give the plain path, {os.path.normpath(path)} if that is meant"
+        )
+    return "/" + "/".join(parts)
+
+
+def check_allowed(path: str, allowed: Sequence[str] | None, kept_out: Sequence[str]) -> None:
+    """Check a parsed path against the rules of the place.
+
+    Args:
+        path: As `parse_directory` returns it. Links are refused when it is opened, so what it says is where it is.
+        allowed: Directories that may be used, with all below them; None allows any but the system's.
+        kept_out: Directories of our own (store and state) that may not lie in it, nor it in them.
+
+    Raises:
+        InvalidBackupConfigError: It may not be used.
+    """
+    if path == "/":
+        raise InvalidBackupConfigError("dir: '/' is the whole machine; name the directory that you work in")
+    if _in_any(path, KERNEL_DIRECTORIES) and not _in_any(path, USER_TREES):
+        raise InvalidBackupConfigError(f"dir: {path} belongs to the kernel and holds no files to back up")
+    for own in kept_out:
+        if is_within(own, path) or is_within(path, own):
+            raise InvalidBackupConfigError(
+                f"dir: {path} and Sandpoint's own {own} lie in one another: a restore would destroy the backups; "
+                "set SANDPOINT_STORE or SANDPOINT_STATE_DIR to a place outside"
+            )
+    if allowed is not None:
+        if not _in_any(path, allowed):
+            raise InvalidBackupConfigError(
+                f"dir: {path} is outside the allowed directories ({', '.join(allowed) or 'none'}); "
+                "use one of these or set SANDPOINT_ALLOWED_DIRS"
+            )
+    elif path in SYSTEM_DIRECTORIES or path in USER_TREES or _is_system(path):
+        raise InvalidBackupConfigError(
+            f"dir: {path} is a directory of the system; name one of your own below it, or allow it with "
+            f"SANDPOINT_ALLOWED_DIRS={path}"
+        )
+
+
+def _is_system(path: str) -> bool:
+    return _in_any(path, SYSTEM_TREES) and not _in_any(path, USER_TREES)
+
+
+def _in_any(path: str, directories: Sequence[str]) -> bool:
+    return any(is_within(path, directory) for directory in directories)
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Whether a path is a directory or below it."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def open_directory(path: str) -> int:
+    """Open a directory; all else is relative to this descriptor.
+
+    Raises:
+        InvalidBackupConfigError: It is missing, no directory, reached through a symlink, or may not be read.
+    """
+    try:
+        return linux.openat2(os.fsencode(path), os.O_RDONLY | os.O_DIRECTORY, resolve=NO_LINKS)
+    except OSError as error:
+        raise InvalidBackupConfigError(f"dir: {_why_not(path, error)}") from None
+
+
+def _why_not(path: str, error: OSError) -> str:
+    match error.errno:
+        case errno.ENOENT:
+            return f"{path} does not exist; create it or name another"
+        case errno.ENOTDIR:
+            return f"{path} is not a directory; name the directory that holds it"
+        case errno.ELOOP:
+            return f"there is a symlink in {path}; use {os.path.realpath(path)}"
+        case errno.EACCES | errno.EPERM:
+            return f"{path} may not be read by this user; change its mode or run as its owner"
+        case errno.ENAMETOOLONG:
+            return f"the path is longer than the system allows ({len(path)} characters)"
+        case errno.ENOSYS:
+            return f"{path} cannot be opened safely: openat2 is missing; Linux 5.6 or later is needed"
+    return f"{path} cannot be opened: {error.strerror}"
+
+
+def create_directory(path: str) -> list[str]:
+    """Create a missing directory with its parents, and return those that were made, outermost first.
+
+    Raises:
+        InvalidBackupConfigError: A parent is a file or a symlink, or may not be written.
+    """
+    parent_path, _, name = path.rpartition("/")
+    made: list[str] = []
+    try:
+        parent = linux.openat2(os.fsencode(parent_path or "/"), os.O_PATH | os.O_DIRECTORY, resolve=NO_LINKS)
+    except FileNotFoundError:
+        made = create_directory(parent_path)
+        parent = linux.openat2(os.fsencode(parent_path), os.O_PATH | os.O_DIRECTORY, resolve=NO_LINKS)
+    except OSError as error:
+        raise InvalidBackupConfigError(f"dir: {_why_not(parent_path, error)}") from None
+    try:
+        os.mkdir(name, dir_fd=parent)
+    except FileExistsError:
+        return made
+    except OSError as error:
+        remove_directories(made)
+        raise InvalidBackupConfigError(f"dir: {path} cannot be created: {error.strerror}") from None
+    finally:
+        os.close(parent)
+    return [*made, path]
+
+
+def remove_directories(made: Sequence[str]) -> None:
+    """Take back what `create_directory` made, where it is still empty."""
+    for path in reversed(made):
+        with suppress(OSError):
+            os.rmdir(path)

@@ -1,0 +1,99 @@
+"""Which paths are left out of a backup and left alone by a restore. It is decided here and nowhere else."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+from sandpoint.engine import tools
+from sandpoint.engine.tools import Check
+from sandpoint.errors import InvalidBackupConfigError
+
+_NO_REPOSITORY = b"not a git repository"
+
+
+class GitError(Exception):
+    """git is missing or failed; the message says what to do."""
+
+
+class Rules:
+    """Excludes in gitignore syntax, paths that git ignores, and paths that are excluded as such.
+
+    A path is excluded by itself or with its directory; `cover` overrides all: these paths are never excluded.
+    """
+
+    def __init__(
+        self,
+        patterns: Sequence[str] = (),
+        *,
+        paths: Iterable[bytes] = (),
+        cover: Iterable[bytes] = (),
+    ) -> None:
+        """Compile the patterns.
+
+        Raises:
+            InvalidBackupConfigError: git would not take a pattern.
+        """
+        self.patterns = tuple(patterns)
+        self._paths = frozenset(paths)
+        self._cover = frozenset(cover)
+        self._matches = _compile(self.patterns) if patterns else None
+
+    @cached_property
+    def is_empty(self) -> bool:
+        """Whether nothing is excluded at all."""
+        return self._matches is None and not self._paths
+
+    def excludes(self, path: bytes, *, is_dir: bool) -> bool:
+        """Whether a path is left out; what lies below an excluded directory is not asked about."""
+        if path in self._cover:
+            return False
+        if path in self._paths:
+            return True
+        return self._matches is not None and self._matches(os.fsdecode(path) + ("/" if is_dir else ""))
+
+
+def _compile(patterns: Sequence[str]) -> Callable[[str], bool]:
+    from pathspec import GitIgnoreSpec
+
+    try:
+        return GitIgnoreSpec.from_lines(patterns).match_file
+    except ValueError as error:
+        raise InvalidBackupConfigError(f"excludes: a pattern is no gitignore pattern: {error}") from None
+
+
+def git_ignored(directory_fd: int, check: Check) -> frozenset[bytes]:
+    """Return the paths below a directory that git ignores, a directory standing for all below it.
+
+    Git decides: nested `.gitignore` files, rules above the directory, negations; tracked files are never among
+    them. Outside a repository nothing is ignored.
+
+    Raises:
+        GitError: git is missing or fails.
+    """
+    where = f"/proc/self/fd/{directory_fd}"
+    try:
+        inside, complaint = _git(["rev-parse", "--is-inside-work-tree"], where, check, ok=(0, 128))
+        if inside.strip() != b"true":
+            if inside or _NO_REPOSITORY in complaint:
+                return frozenset()
+            raise GitError(f"use_gitignore: git cannot read the repository: {_first_line(complaint)}")
+        listing, _ = _git(
+            ["ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory"], where, check
+        )
+    except tools.ToolMissingError as error:
+        raise GitError(f"use_gitignore: {error}, or leave use_gitignore out") from None
+    except tools.ToolFailedError as error:
+        raise GitError(f"use_gitignore: {error}; repair the repository or leave use_gitignore out") from None
+    return frozenset(path.rstrip(b"/") for path in listing.split(b"\0") if path)
+
+
+def _git(arguments: Sequence[str], where: str, check: Check, *, ok: Sequence[int] = (0,)) -> tuple[bytes, bytes]:
+    # The repository's own configuration is hostile: fsmonitor and hooks are programs that it names. Whose
+    # repository it is does not matter, for it is only read.
+    settings = ["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+    return tools.run(["git", *settings, *arguments], cwd=where, check=check, ok=ok)
+
+
+def _first_line(text: bytes) -> str:
+    lines = text.decode("utf-8", "backslashreplace").splitlines()
+    return lines[0] if lines else "it says nothing"

@@ -1,0 +1,211 @@
+"""System calls that Python does not offer, with typed wrappers that raise `OSError` with the path.
+
+Numbers and structures are those of the kernel's UAPI headers (`linux/openat2.h`, `linux/mount.h`, `linux/loop.h`),
+the same on x86-64 and arm64.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+
+_SYS_OPENAT2 = 437
+_SYS_OPEN_TREE = 428
+_SYS_MOUNT_SETATTR = 442
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_BIND = 0x1000
+_MS_PRIVATE = 1 << 18
+_MNT_DETACH = 0x2
+_UMOUNT_NOFOLLOW = 0x8
+
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+
+_OPEN_TREE_CLONE = 1
+_OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+_MOUNT_ATTR_RDONLY = 0x00000001
+_MOUNT_ATTR_NOATIME = 0x00000010
+_MOUNT_ATTR_NOATIME_MASK = 0x00000070
+_MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
+
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_CTL_GET_FREE = 0x4C82
+_LO_FLAGS_READ_ONLY = 1
+_LO_FLAGS_AUTOCLEAR = 4
+_LOOP_CONFIG_SIZE = 304
+_LOOP_FLAGS_OFFSET = 8 + 52  # fd, block_size, then lo_flags within struct loop_info64
+_LOOP_TRIES = 64
+
+
+def _check(result: int, path: bytes | str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fsdecode(path))
+    return result
+
+
+def openat2(path: bytes, flags: int, *, dir_fd: int = AT_FDCWD, mode: int = 0, resolve: int = 0) -> int:
+    """Open a path with the kernel's limits on its resolution; the descriptor is close-on-exec.
+
+    Raises:
+        OSError: ELOOP where a symlink is in the way, EXDEV where the path leads out, else as open(2).
+    """
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    while True:
+        result = _libc.syscall(_SYS_OPENAT2, dir_fd, ctypes.c_char_p(path), how, len(how))
+        # EAGAIN: something was renamed or mounted while '..' was resolved; the kernel asks to try again.
+        if result >= 0 or ctypes.get_errno() not in {errno.EINTR, errno.EAGAIN}:
+            return _check(result, path)
+
+
+def rename_new(source_fd: int, source: bytes, target_fd: int, target: bytes) -> None:
+    """Rename to a name that must be free.
+
+    Raises:
+        FileExistsError: The name is taken.
+    """
+    _renameat2(source_fd, source, target_fd, target, _RENAME_NOREPLACE)
+
+
+def exchange(source_fd: int, source: bytes, target_fd: int, target: bytes) -> None:
+    """Let two names change their files, at once.
+
+    Raises:
+        OSError: EINVAL on filesystems that cannot.
+    """
+    _renameat2(source_fd, source, target_fd, target, _RENAME_EXCHANGE)
+
+
+def _renameat2(source_fd: int, source: bytes, target_fd: int, target: bytes, flags: int) -> None:
+    result = _libc.renameat2(
+        source_fd, ctypes.c_char_p(source), target_fd, ctypes.c_char_p(target), ctypes.c_uint(flags)
+    )
+    _check(result, target)
+
+
+def mount(source: str, target: bytes, fstype: str, flags: int, data: bytes = b"") -> None:
+    """Mount a filesystem, as mount(2) does."""
+    result = _libc.mount(
+        ctypes.c_char_p(os.fsencode(source)),
+        ctypes.c_char_p(target),
+        ctypes.c_char_p(fstype.encode()),
+        ctypes.c_ulong(flags),
+        ctypes.c_char_p(data),
+    )
+    _check(result, target)
+
+
+def bind(source: bytes, target: bytes) -> None:
+    """Make the mount at one place appear at another too, without the mounts below it."""
+    mount(os.fsdecode(source), target, "none", MS_BIND)
+
+
+def detach(target: bytes) -> None:
+    """Take a mount away at once; it ends when the last process leaves it."""
+    _check(_libc.umount2(ctypes.c_char_p(target), _MNT_DETACH | _UMOUNT_NOFOLLOW), target)
+
+
+def detach_open(fd: int) -> None:
+    """Take away the mount whose top is an open directory."""
+    target = b"/proc/self/fd/%d" % fd
+    _check(_libc.umount2(ctypes.c_char_p(target), _MNT_DETACH), target)
+
+
+def clone_for_reading(fd: int, path: bytes) -> int:
+    """Return a descriptor of a private view of a directory that is read-only and follows no symlink.
+
+    The view appears in no mount table and ends with the descriptor. It holds the mounts below the directory.
+
+    Raises:
+        OSError: EPERM without CAP_SYS_ADMIN; ENOSYS or EINVAL before Linux 5.14.
+    """
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE
+    view = _check(_libc.syscall(_SYS_OPEN_TREE, fd, ctypes.c_char_p(b""), flags), path)
+    attributes = struct.pack(
+        "QQQQ",
+        _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_NOSYMFOLLOW,
+        _MOUNT_ATTR_NOATIME_MASK,
+        _MS_PRIVATE,
+        0,
+    )
+    try:
+        result = _libc.syscall(
+            _SYS_MOUNT_SETATTR,
+            view,
+            ctypes.c_char_p(b""),
+            AT_EMPTY_PATH | AT_RECURSIVE,
+            attributes,
+            len(attributes),
+        )
+        _check(result, path)
+    except OSError:
+        os.close(view)
+        raise
+    return view
+
+
+@contextmanager
+def loop_device(image: bytes) -> Iterator[str]:
+    """Attach a file to a free loop device, read-only, and yield the device's path.
+
+    The device is freed when the block ends and no mount uses it any more, also if the process is killed.
+    """
+    image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        device_fd, device = _attach(image_fd)
+    finally:
+        os.close(image_fd)
+    try:
+        yield device
+    finally:
+        os.close(device_fd)
+
+
+def _attach(image_fd: int) -> tuple[int, str]:
+    config = bytearray(_LOOP_CONFIG_SIZE)
+    struct.pack_into("=II", config, 0, image_fd, 0)
+    struct.pack_into("=I", config, _LOOP_FLAGS_OFFSET, _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR)
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for attempt in range(_LOOP_TRIES):
+            device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+            device_fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device_fd, _LOOP_CONFIGURE, config)
+            except OSError as error:
+                os.close(device_fd)
+                if error.errno != errno.EBUSY:  # another process took it between the two calls
+                    raise OSError(error.errno, error.strerror, device) from None
+                time.sleep(0.001 * attempt)
+            else:
+                return device_fd, device
+    finally:
+        os.close(control)
+    raise OSError(errno.EBUSY, "no free loop device", "/dev/loop-control")
+
+
+def mount_id(fd: int) -> int:
+    """Return the id of the mount that a descriptor is on, as in `/proc/self/mountinfo`."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+        for line in info:
+            if line.startswith(b"mnt_id:"):
+                return int(line.split()[1])
+    raise OSError(errno.ENOSYS, "the kernel does not tell the mount of a descriptor", f"/proc/self/fdinfo/{fd}")

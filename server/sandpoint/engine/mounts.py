@@ -1,0 +1,62 @@
+"""What is mounted where, and which filesystems' stamps can be trusted."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sandpoint.engine import linux
+
+STAMPED_FILESYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs"})
+"""Where every change of a file moves its ctime, by this machine's clock. Not among them: tmpfs, which does not
+stamp writes through a mapping; network filesystems and FUSE, whose clock is another's; overlays, whose lower files
+show the stamps of whatever image lies below."""
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A line of `/proc/self/mountinfo`."""
+
+    id: int
+    point: bytes
+    fstype: str
+    source: str
+
+
+def list_mounts() -> list[Mount]:
+    """Return the mounts of this process's namespace, in the order they were made."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        return [_parse(line) for line in table]
+
+
+def _parse(line: bytes) -> Mount:
+    fields, _, rest = line.partition(b" - ")
+    left = fields.split(b" ")
+    right = rest.split(b" ")
+    return Mount(int(left[0]), _unescape(left[4]), right[0].decode(), _unescape(right[1]).decode("utf-8", "replace"))
+
+
+def _unescape(field: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+
+
+def mounts_below(directory: bytes, mounts: Iterable[Mount]) -> list[Mount]:
+    """Return the mounts strictly below a directory."""
+    prefix = directory.rstrip(b"/") + b"/"
+    return [mount for mount in mounts if mount.point.startswith(prefix)]
+
+
+def mounts_at(directory: bytes, mounts: Iterable[Mount]) -> list[Mount]:
+    """Return the mounts on a directory itself, the topmost last."""
+    return [mount for mount in mounts if mount.point == directory]
+
+
+def filesystem_of(fd: int, mounts: Iterable[Mount]) -> str:
+    """Return the type of the filesystem that a descriptor is on, empty where the table does not tell."""
+    wanted = linux.mount_id(fd)
+    return next((mount.fstype for mount in mounts if mount.id == wanted), "")
+
+
+def same_mount(first: int, second: int) -> bool:
+    """Whether a file can be renamed from below one descriptor to below the other."""
+    return os.fstat(first).st_dev == os.fstat(second).st_dev and linux.mount_id(first) == linux.mount_id(second)

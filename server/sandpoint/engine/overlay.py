@@ -1,0 +1,375 @@
+"""Overlays: a layer as a writable directory, mounted over the directory that is restored.
+
+Each overlay has a folder `overlays/{uuid}` in the state directory: `overlay.json`, its record; `upper` and `work`,
+what is written to it; `ready`, made once it is in place. Its mount's source is `sandpoint-{uuid}`.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Literal
+
+import msgspec
+
+from sandpoint.engine import linux, mounts, tools
+from sandpoint.engine.directory import NO_LINKS, is_within
+from sandpoint.engine.layers import fuse_mount_layer, fuse_run, fuse_unmount, mount_layer
+from sandpoint.engine.mounts import Mount
+from sandpoint.engine.state import State, remove_tree, unmount_below
+from sandpoint.engine.tools import Check
+from sandpoint.errors import BackupRestoreError
+
+Kind = Literal["kernel", "fuse"]
+
+SOURCE_PREFIX = "sandpoint-"
+_MOUNT_FLAGS = linux.MS_NOSUID | linux.MS_NODEV
+_MAX_OPTIONS = 4095
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What an overlay is: enough to mount it again."""
+
+    id: str
+    dir: str
+    backup_id: str
+    kind: Kind
+    layer: str
+    created_ns: int
+
+
+class Overlay:
+    """One overlay and its folder."""
+
+    def __init__(self, folder: str, record: Record) -> None:
+        """Take a record that is or will be in a folder."""
+        self.record = record
+        self.folder = folder
+        self.upper = os.path.join(folder, "upper")
+        self._work = os.path.join(folder, "work")
+        self._lower = os.path.join(folder, "lower")
+        self.scratch = os.path.join(folder, "merged")
+        self._ready = os.path.join(folder, "ready")
+
+    @classmethod
+    def create(cls, state: State, record: Record) -> "Overlay":
+        """Make the folder of a new overlay; until it is `ready`, the next operation would clear it away."""
+        overlay = cls(os.path.join(state.overlays, record.id), record)
+        for folder in (overlay.folder, overlay.upper, overlay._work, overlay._lower, overlay.scratch):
+            os.mkdir(folder, 0o700)
+        with open(os.path.join(overlay.folder, "overlay.json"), "xb") as file:
+            file.write(msgspec.json.encode(record))
+        return overlay
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it came into place, so that what was written to it is the user's."""
+        return os.path.exists(self._ready)
+
+    def mark_ready(self) -> None:
+        """Say that it is in place."""
+        with open(self._ready, "xb"):
+            pass
+
+    def mount(self, target: str, check: Check) -> None:
+        """Mount it on a directory, by the way of its record.
+
+        Raises:
+            OSError: The kernel refused.
+            ToolMissingError, ToolFailedError: FUSE is missing or refused.
+        """
+        if self.record.kind == "kernel":
+            self._mount_kernel(target)
+        else:
+            self._mount_fuse(target, check)
+
+    def _mount_kernel(self, target: str) -> None:
+        options = ",".join(
+            [
+                f"lowerdir={_escape(self._lower)}",
+                f"upperdir={_escape(self.upper)}",
+                f"workdir={_escape(self._work)}",
+                "redirect_dir=on",
+            ]
+        ).encode()
+        if len(options) > _MAX_OPTIONS:
+            raise OSError(36, "the state directory's path is too long for a mount", self.folder)
+        mount_layer(self.record.layer, self._lower)
+        try:
+            linux.mount(f"{SOURCE_PREFIX}{self.record.id}", os.fsencode(target), "overlay", _MOUNT_FLAGS, options)
+        finally:
+            linux.detach(os.fsencode(self._lower))  # the overlay keeps the layer for itself
+
+    def _mount_fuse(self, target: str, check: Check) -> None:
+        tools.require("fuse-overlayfs")
+        fuse_mount_layer(self.record.layer, self._lower, check=check)
+        try:
+            places = f"lowerdir={_escape(self._lower)},upperdir={_escape(self.upper)},workdir={_escape(self._work)}"
+            name = f"fsname={SOURCE_PREFIX}{self.record.id}"
+            fuse_run(["fuse-overlayfs", "-o", f"{places},{name},nosuid,nodev", target], target, check)
+        except BaseException:
+            fuse_unmount(self._lower)
+            raise
+
+    def unmount(self, target: str) -> None:
+        """Take it from a directory; what was written to it stays in its folder."""
+        if self.record.kind == "kernel":
+            with _opened(target) as fd:
+                linux.detach_open(fd)
+        else:
+            fuse_unmount(target)
+            fuse_unmount(self._lower)
+
+    def is_written(self) -> bool:
+        """Whether anything below its top was changed since it was mounted."""
+        with os.scandir(self.upper) as items:
+            return any(True for _ in items)
+
+    def discard(self) -> None:
+        """Remove its folder with all that was written to it.
+
+        Should that fail half way, the next operation goes on: without its mark it is nobody's.
+        """
+        with suppress(FileNotFoundError):
+            os.unlink(self._ready)
+        unmount_below(self.folder)
+        remove_tree(self.folder)
+
+
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
+
+
+def own_overlays(state: State, directory: str, table: Sequence[Mount] | None = None) -> list[Overlay]:
+    """Return the overlays of ours that are mounted at or below a directory, in the order they were mounted."""
+    found = []
+    for mount in mounts.list_mounts() if table is None else table:
+        point = os.fsdecode(mount.point)
+        if mount.source.startswith(SOURCE_PREFIX) and is_within(point, directory):
+            overlay = _read(state, mount.source.removeprefix(SOURCE_PREFIX))
+            if overlay is not None and overlay.record.dir == point:
+                found.append(overlay)
+    return found
+
+
+def _read(state: State, name: str) -> Overlay | None:
+    folder = os.path.join(state.overlays, name)
+    try:
+        with open(os.path.join(folder, "overlay.json"), "rb") as file:
+            record = msgspec.json.decode(file.read(), type=Record)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return Overlay(folder, record) if record.id == name else None
+
+
+def orphans(state: State) -> list[Overlay]:
+    """Return overlays that are mounted no more (after a reboot), with what was written to them."""
+    mounted = {mount.source.removeprefix(SOURCE_PREFIX) for mount in mounts.list_mounts()}
+    records = (_read(state, name) for name in os.listdir(state.overlays) if name not in mounted)
+    return [overlay for overlay in records if overlay is not None and overlay.is_ready]
+
+
+@contextmanager
+def set_aside(state: State, directory: str, check: Check) -> Iterator[None]:
+    """Take our overlays at and below a directory down, the innermost first; put them back if the block fails.
+
+    After the block they are gone for good, with what was written to them: the caller has captured that before.
+    """
+    down: list[tuple[Overlay, Callable[[], None]]] = []
+    try:
+        for overlay in reversed(own_overlays(state, directory)):
+            down.append((overlay, _take_down(overlay, check)))
+        yield
+    except BaseException:
+        for _overlay, put_back in reversed(down):
+            put_back()
+        raise
+    for overlay, _put_back in down:
+        with suppress(OSError):
+            overlay.discard()
+
+
+def _take_down(overlay: Overlay, check: Check) -> Callable[[], None]:
+    target = overlay.record.dir
+    if overlay.record.kind == "fuse":
+        overlay.unmount(target)
+        return lambda: overlay.mount(target, check)
+    # Bound elsewhere, the mount stays alive, with the files that processes have open in it.
+    os.makedirs(overlay.scratch, exist_ok=True)
+    with _opened(target) as fd:
+        linux.bind(b"/proc/self/fd/%d" % fd, os.fsencode(overlay.scratch))
+        linux.detach_open(fd)
+    return lambda: _bring_back(overlay)
+
+
+def _bring_back(overlay: Overlay) -> None:
+    _bind_scratch(overlay, overlay.record.dir)
+
+
+def _bind_scratch(overlay: Overlay, directory: str) -> None:
+    with _opened(directory) as fd:
+        linux.bind(os.fsencode(overlay.scratch), b"/proc/self/fd/%d" % fd)
+    linux.detach(os.fsencode(overlay.scratch))
+
+
+@contextmanager
+def _opened(directory: str) -> Iterator[int]:
+    fd = linux.openat2(os.fsencode(directory), os.O_PATH | os.O_DIRECTORY, resolve=NO_LINKS)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def heal(state: State) -> None:
+    """Bring overlays into order after an operation that died while it changed them.
+
+    One that had not come into place goes. One that had been set aside comes back, unless the operation had come so
+    far that a later one is in its place or above it.
+    """
+    for name in os.listdir(state.overlays):
+        overlay = _read(state, name)
+        if overlay is None:
+            remove_tree(os.path.join(state.overlays, name))
+        elif not overlay.is_ready:
+            if _is_mounted(overlay, overlay.record.dir):
+                overlay.unmount(overlay.record.dir)
+            overlay.discard()
+    for name in os.listdir(state.overlays):
+        overlay = _read(state, name)
+        if overlay is not None and _is_mounted(overlay, overlay.scratch):
+            _heal_set_aside(state, overlay)
+
+
+def _heal_set_aside(state: State, overlay: Overlay) -> None:
+    directory = overlay.record.dir
+    if _is_mounted(overlay, directory):
+        linux.detach(os.fsencode(overlay.scratch))
+    elif any(
+        is_within(directory, other.record.dir) and other.record.created_ns > overlay.record.created_ns
+        for other in own_overlays(state, "/")
+    ):
+        overlay.discard()
+    else:
+        _bring_back(overlay)
+
+
+def _is_mounted(overlay: Overlay, place: str) -> bool:
+    source = SOURCE_PREFIX + overlay.record.id
+    return any(mount.source == source for mount in mounts.mounts_at(os.fsencode(place), mounts.list_mounts()))
+
+
+def available_kind(state: State, wanted: Kind | None = None) -> tuple[Kind | None, str]:
+    """Return how this machine can mount overlays (None: not at all) and, if the kernel cannot, why.
+
+    It is found out by mounting one, which takes a tenth of a millisecond.
+    """
+    reason = "not asked for"
+    if wanted != "fuse":
+        reason = _try_kernel(state)
+        if not reason:
+            return "kernel", ""
+    if wanted != "kernel" and not (missing := _fuse_problem()):
+        return "fuse", reason
+    return None, f"{reason}; FUSE: {missing}" if wanted != "kernel" else reason
+
+
+def _fuse_problem() -> str:
+    for program in ("squashfuse_ll", "fuse-overlayfs", "fusermount3"):
+        if tools.find(program) is None:
+            return f"{program} is not installed ({tools.install_hint(program)})"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse may not be used by this user"
+    return ""
+
+
+def _try_kernel(state: State) -> str:
+    with ExitStack() as stack:
+        folder = stack.enter_context(state.working())
+        names = {name: os.path.join(folder, name) for name in ("lower", "upper", "work", "merged")}
+        for path in names.values():
+            os.mkdir(path)
+        options = ",".join(
+            [f"{key}dir={_escape(names[key])}" for key in ("lower", "upper", "work")] + ["redirect_dir=on"]
+        )
+        try:
+            if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
+                raise PermissionError(13, "loop devices may not be used by this user", "/dev/loop-control")
+            linux.mount("sandpoint-trial", os.fsencode(names["merged"]), "overlay", _MOUNT_FLAGS, options.encode())
+        except OSError as error:
+            return f"kernel overlay with the upper layer in {state.path}: {error.strerror}"
+        linux.detach(os.fsencode(names["merged"]))
+        return ""
+
+
+def restore_overlay(
+    state: State,
+    *,
+    directory: str,
+    backup_id: str,
+    layer: str,
+    kind: Kind,
+    dress: Callable[[int], None],
+    check: Check,
+) -> None:
+    """Mount a layer with a fresh upper on a directory, in place of overlays of ours at and below it.
+
+    Args:
+        state: Where the upper layer lives.
+        directory: The directory, which exists.
+        backup_id: Whose layer it is.
+        layer: The layer's file, its digest already checked.
+        kind: How to mount.
+        dress: Given a descriptor of the mounted tree before anyone sees it: sets what squashfs does not keep.
+        check: May raise to stop.
+
+    Raises:
+        BackupRestoreError: It cannot be mounted; what was mounted before is again.
+    """
+    record = Record(uuid.uuid4().hex, directory, backup_id, kind, layer, time.time_ns())
+    overlay = Overlay.create(state, record)
+    try:
+        # A trial in its own folder first: all that can be refused is refused here, before anything is taken down.
+        overlay.mount(overlay.scratch, check)
+        _dress(overlay, dress)
+        with set_aside(state, directory, check):
+            _refuse_foreign_mounts(directory)
+            _move_into_place(overlay, directory, check)
+    except BaseException as failure:
+        with suppress(OSError):
+            overlay.discard()
+        if isinstance(failure, OSError | tools.ToolFailedError | tools.ToolMissingError):
+            raise BackupRestoreError(
+                f"an overlay cannot be mounted on {directory}: {failure}; use mode 'copy', or see 'sandpoint doctor'"
+            ) from failure
+        raise
+
+
+def _dress(overlay: Overlay, dress: Callable[[int], None]) -> None:
+    fd = os.open(overlay.scratch, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        dress(fd)
+    finally:
+        os.close(fd)
+
+
+def _refuse_foreign_mounts(directory: str) -> None:
+    below = mounts.mounts_below(os.fsencode(directory), mounts.list_mounts())
+    if below:
+        raise BackupRestoreError(
+            f"{os.fsdecode(below[0].point)} is a mount inside {directory}, which an overlay would hide; use mode 'copy'"
+        )
+
+
+def _move_into_place(overlay: Overlay, directory: str, check: Check) -> None:
+    if overlay.record.kind == "fuse":
+        overlay.unmount(overlay.scratch)
+        overlay.mount(directory, check)
+    else:
+        _bind_scratch(overlay, directory)
+    try:
+        overlay.mark_ready()
+    except BaseException:
+        overlay.unmount(directory)
+        raise

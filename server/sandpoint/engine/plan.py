@@ -1,0 +1,230 @@
+"""The plan: the steps that turn one tree into another."""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from sandpoint.engine.manifest import Entry, Manifest, Xattrs, display, parent
+from sandpoint.models import Changes
+
+Differ = Callable[[list[Entry]], set[bytes]]
+"""Given regular files of the target whose size is the source's: the paths whose contents differ."""
+
+_SECOND = 1_000_000_000
+_SQUASHFS_LAST_SECOND = 2**32 - 1
+
+
+@dataclass
+class Plan:
+    """What to do to the source so that it equals the target; paths sorted.
+
+    `added` are in the target only, `removed` in the source only. `replaced` are in both with another type or other
+    contents; the source's entries below a directory that becomes something else are among `removed`. `touched`
+    differ in mode, owner, times or extended attributes only.
+    """
+
+    added: list[Entry] = field(default_factory=list)
+    replaced: list[Entry] = field(default_factory=list)
+    touched: list[Entry] = field(default_factory=list)
+    removed: list[Entry] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the trees are equal."""
+        return not (self.added or self.replaced or self.touched or self.removed)
+
+    def changes(self) -> Changes:
+        """Return the plan as paths for people and programs."""
+        return Changes(
+            added=_names(self.added),
+            modified=_names([*self.replaced, *self.touched]),
+            removed=_names(self.removed),
+        )
+
+
+def _names(entries: Iterable[Entry]) -> tuple[str, ...]:
+    return tuple(sorted(display(entry.path) or "." for entry in entries))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How entries are compared.
+
+    `owners`: whether owners, device nodes and privileged xattrs can be set here, which only root can; where they
+    cannot, they do not count. `coarse_times`: whether the source is a mounted layer, which keeps whole seconds.
+    """
+
+    owners: bool = field(default_factory=lambda: os.geteuid() == 0)
+    coarse_times: bool = False
+
+    def same_attributes(self, source: Entry, target: Entry) -> bool:
+        """Whether mode, owner, mtime and extended attributes agree."""
+        return (
+            stat.S_IMODE(source.mode) == stat.S_IMODE(target.mode)
+            and self.same_owner(source, target)
+            and self._same_mtime(source.mtime_ns, target.mtime_ns)
+            and self.settable(source.xattrs) == self.settable(target.xattrs)
+        )
+
+    def same_owner(self, source: Entry, target: Entry) -> bool:
+        """Whether user and group agree, or cannot be set anyway."""
+        return not self.owners or (source.uid == target.uid and source.gid == target.gid)
+
+    def settable(self, xattrs: Xattrs | None) -> Xattrs:
+        """Return those extended attributes that can be set here."""
+        return {
+            name: value
+            for name, value in (xattrs or {}).items()
+            if self.owners or name.startswith((b"user.", b"system.posix_acl_"))
+        }
+
+    def _same_mtime(self, source: int, target: int) -> bool:
+        if source == target:
+            return True
+        whole = min(max(target // _SECOND, 0), _SQUASHFS_LAST_SECOND) * _SECOND
+        return self.coarse_times and source == whole
+
+
+def make_plan(
+    source: Manifest,
+    target: Manifest,
+    *,
+    differ: Differ,
+    comparison: Comparison,
+    untouchable: Iterable[bytes] = (),
+) -> Plan:
+    """Compare two trees.
+
+    Args:
+        source: The tree as it is.
+        target: The tree as it shall be. An entry that is the very object of the source's is equal without a look.
+        differ: Compares contents where nothing else decides.
+        comparison: What counts.
+        untouchable: Paths that are left as they are in both (mounts).
+    """
+    skipped = frozenset(untouchable)
+    plan = Plan()
+    doubtful: list[Entry] = []
+    relink = _wrongly_linked(source, target)
+    for path, entry in target.entries.items():
+        present = source.entries.get(path)
+        if present is entry and path not in relink:
+            continue
+        if path in skipped:
+            continue
+        if present is None:
+            plan.added.append(entry)
+        elif path in relink or _must_replace(present, entry, comparison):
+            plan.replaced.append(entry)
+        elif entry.is_file and entry.size:
+            doubtful.append(entry)
+        elif not comparison.same_attributes(present, entry):
+            plan.touched.append(entry)
+    _decide(doubtful, plan, source, differ, comparison)
+    _take_whole_groups(plan, target)
+    plan.removed = [
+        entry for path, entry in source.entries.items() if path not in target.entries and path not in skipped
+    ]
+    for steps in (plan.added, plan.replaced, plan.touched):
+        steps.sort(key=lambda entry: entry.path)
+    return plan
+
+
+def _must_replace(present: Entry, entry: Entry, comparison: Comparison) -> bool:
+    if present.kind != entry.kind:
+        return True
+    if entry.is_file:
+        return present.size != entry.size
+    return present.target != entry.target or (comparison.owners and present.rdev != entry.rdev)
+
+
+def _decide(doubtful: list[Entry], plan: Plan, source: Manifest, differ: Differ, comparison: Comparison) -> None:
+    different = differ(doubtful) if doubtful else set()
+    for entry in doubtful:
+        if entry.path in different:
+            plan.replaced.append(entry)
+        elif not comparison.same_attributes(source.entries[entry.path], entry):
+            plan.touched.append(entry)
+
+
+def _first_of(manifest: Manifest, path: bytes) -> bytes:
+    return manifest.entries[path].hardlink or path
+
+
+def _wrongly_linked(source: Manifest, target: Manifest) -> set[bytes]:
+    """Return paths of the target that share an inode with the wrong files, or not with the right ones."""
+    wrong: set[bytes] = set()
+    for members in target.hardlink_groups().values():
+        present = [path for path in members if path in source.entries]
+        if len({_first_of(source, path) for path in present}) > 1:
+            wrong.update(present)
+    for members in source.hardlink_groups().values():
+        wanted = [path for path in members if path in target.entries]
+        if len({_first_of(target, path) for path in wanted}) > 1:
+            wrong.update(wanted)
+    return wrong
+
+
+def _take_whole_groups(plan: Plan, target: Manifest) -> None:
+    """Where one member of a group of hard links is brought anew, bring them all: they arrive linked."""
+    groups = target.hardlink_groups()
+    if not groups:
+        return
+    brought = {entry.path for entry in (*plan.added, *plan.replaced)}
+    for members in groups.values():
+        if brought.isdisjoint(members):
+            continue
+        for path in members:
+            if path not in brought:
+                plan.replaced.append(target.entries[path])
+    replaced = {entry.path for entry in plan.replaced}
+    plan.touched = [entry for entry in plan.touched if entry.path not in replaced]
+
+
+def select(manifest: Manifest, paths: Sequence[bytes]) -> Manifest:
+    """Return the part of a tree at and below some paths, with the directories that lead there."""
+    wanted = frozenset(paths)
+    chosen = {path for path in manifest.entries if is_at_or_below(path, wanted)}
+    for path in tuple(chosen):
+        chosen.update(ancestors(path))
+    entries = {path: entry for path, entry in manifest.entries.items() if path in chosen}
+    for members in manifest.hardlink_groups().values():
+        first, *others = [path for path in members if path in chosen] or [b""]
+        for path, link in ((first, b""), *((other, first) for other in others)):
+            if path and entries[path].hardlink != link:
+                entries[path] = msgspec.structs.replace(entries[path], hardlink=link)
+    return Manifest(manifest.header, entries)
+
+
+def without(manifest: Manifest, paths: Sequence[bytes]) -> Manifest:
+    """Return a tree less what is strictly below some paths."""
+    if not paths:
+        return manifest
+    left_out = frozenset(paths)
+    entries = {
+        path: entry
+        for path, entry in manifest.entries.items()
+        if not path or not is_at_or_below(parent(path), left_out)
+    }
+    return Manifest(manifest.header, entries)
+
+
+def ancestors(path: bytes) -> list[bytes]:
+    """Return the directories above a path, the innermost first and the root `b""` last."""
+    above = []
+    while path:
+        path = parent(path)
+        above.append(path)
+    return above
+
+
+def is_at_or_below(path: bytes, directories: frozenset[bytes]) -> bool:
+    """Whether a path or a directory above it is among some paths."""
+    while path:
+        if path in directories:
+            return True
+        path = parent(path)
+    return False

@@ -1,0 +1,344 @@
+"""Compare and restore: a directory against a backup, and made equal to it."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+from sandpoint.engine import overlay as overlays
+from sandpoint.engine import squashfs, tools, transfer
+from sandpoint.engine.apply import apply_plan, prepare_staged, staging_list
+from sandpoint.engine.attributes import adjust
+from sandpoint.engine.capture import Place, opened_place
+from sandpoint.engine.contents import differing
+from sandpoint.engine.directory import create_directory, remove_directories
+from sandpoint.engine.ignore import GitError, Rules, git_ignored
+from sandpoint.engine.layers import opened_layer
+from sandpoint.engine.manifest import Entry, Header, Manifest, display, read_header
+from sandpoint.engine.plan import Comparison, Plan, ancestors, make_plan, select, without
+from sandpoint.engine.state import State, staging_folder
+from sandpoint.engine.tools import Monitor
+from sandpoint.engine.walk import UnreadableError, walk_tree
+from sandpoint.errors import BackupRestoreError, InvalidBackupConfigError
+from sandpoint.models import Applied, ApplyRequest, Changes, CompareRequest
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A directory against a backup: both trees, as far as they are asked for, and the plan from one to the other."""
+
+    plan: Plan
+    present: Manifest
+    target: Manifest
+    comparison: Comparison
+    untouchable: frozenset[bytes]
+    mounts: tuple[bytes, ...]
+
+
+def compare(request: CompareRequest, state: State, monitor: Monitor) -> Changes:
+    """Return what a restore would do to a directory: nothing is changed.
+
+    A directory that is not there yet counts as empty.
+
+    Raises:
+        InvalidBackupConfigError: The directory is not fit, or a path is neither in it nor in the backup.
+        BackupIntegrityError: The manifest or the layer is damaged.
+        BackupRestoreError: The directory cannot be read.
+    """
+    target = _read_manifest(request)
+    if not os.path.lexists(request.dir):
+        wanted = _wanted(target, request)
+        return Changes(added=tuple(sorted(display(path) for path in wanted.entries if path)))
+    with opened_place(state, request.dir) as place, state.working() as work, _explained(request):
+
+        def layer() -> str:
+            return transfer.fetch(request.layers[0], state, monitor.check, reread=False)
+
+        return _compare(request, target, place, layer, state, work, monitor).plan.changes()
+
+
+def restore(request: ApplyRequest, state: State, kind: overlays.Kind | None, monitor: Monitor) -> Applied:
+    """Make a directory equal to a backup; it is created if it is not there.
+
+    Args:
+        request: What to restore; a mode of `overlay` or `copy`.
+        state: The state directory.
+        kind: How this machine mounts overlays.
+        monitor: Told of progress; may stop the restore, which is then undone.
+
+    Raises:
+        InvalidBackupConfigError: The directory is not fit, or a path is neither in it nor in the backup.
+        BackupIntegrityError: The manifest or a layer is damaged; found before the directory is touched.
+        BackupRestoreError: It failed; the directory is as before, or the message says otherwise.
+    """
+    made = [] if os.path.lexists(request.dir) else create_directory(request.dir)
+    try:
+        with _explained(request):
+            if request.mode == "overlay":
+                return _restore_overlay(request, state, kind, monitor)
+            return _restore_copy(request, state, monitor)
+    except BaseException:
+        remove_directories(made)
+        raise
+
+
+@contextmanager
+def _explained(request: CompareRequest) -> Iterator[None]:
+    try:
+        yield
+    except UnreadableError as error:
+        raise BackupRestoreError(
+            f"{request.dir} cannot be compared with the backup, for this user may not read {error}; change its mode "
+            "or run as its owner. Nothing was changed"
+        ) from None
+    except (tools.ToolFailedError, tools.ToolMissingError, GitError) as error:
+        raise BackupRestoreError(f"{request.dir} cannot be restored: {error}. Nothing was changed") from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise BackupRestoreError(
+            f"{request.dir} cannot be restored: {error.strerror}{where}. It is as before"
+        ) from error
+
+
+def _read_manifest(request: CompareRequest) -> Manifest:
+    return Manifest.from_bytes(transfer.fetch_bytes(request.manifest))
+
+
+def compare_backups(older: CompareRequest, newer: CompareRequest, state: State, monitor: Monitor) -> Changes:
+    """Return what changed from one backup to another.
+
+    Files whose stamps do not prove that they are the same are compared by their bytes.
+
+    Raises:
+        BackupIntegrityError: A manifest or a layer is damaged.
+        BackupRestoreError: A layer cannot be read.
+    """
+    before, after = _read_manifest(older), _read_manifest(newer)
+    entries = {
+        path: before.entries[path]
+        if before.entries.get(path) == entry and 0 < entry.ctime_ns < before.settled_before_ns
+        else entry
+        for path, entry in after.entries.items()
+    }
+
+    with state.working() as work, _explained(older):
+
+        def differ(doubtful: list[Entry]) -> set[bytes]:
+            paths = [entry.path for entry in doubtful]
+            first, second = (
+                transfer.fetch(request.layers[0], state, monitor.check, reread=False) for request in (older, newer)
+            )
+            with (
+                opened_layer(first, paths, work, monitor.check) as old,
+                opened_layer(second, paths, work, monitor.check) as new,
+            ):
+                return differing(old, new, doubtful, monitor.check)
+
+        comparison = Comparison(owners=True)
+        return make_plan(before, Manifest(after.header, entries), differ=differ, comparison=comparison).changes()
+
+
+# -- comparing --
+
+
+def _compare(
+    request: CompareRequest,
+    backup: Manifest,
+    place: Place,
+    layer: Callable[[], str],
+    state: State,
+    work: str,
+    monitor: Monitor,
+) -> Compared:
+    present = _walk_present(request, backup, place, monitor)
+    # What was a mount then or is one now is another filesystem's: its contents are neither in the backup nor to go.
+    mounts = tuple(sorted({*present.header.mounts, *backup.header.mounts} & {*present.entries, *place.boundaries}))
+    target = without(_wanted(backup, request, present), mounts)
+    chosen = without(_selected(present, request), mounts)
+    untouchable = frozenset(mounts) | _leading(request, chosen, target)
+    comparison = Comparison(coarse_times=bool(overlays.own_overlays(state, place.path)))
+
+    def differ(entries: list[Entry]) -> set[bytes]:
+        paths = [entry.path for entry in entries]
+        with opened_layer(layer(), paths, work, monitor.check) as fd:
+            return differing(place.fd, fd, entries, monitor.check)
+
+    plan = make_plan(chosen, target, differ=differ, comparison=comparison, untouchable=untouchable)
+    return Compared(plan, chosen, target, comparison, untouchable, mounts)
+
+
+def _walk_present(request: CompareRequest, backup: Manifest, place: Place, monitor: Monitor) -> Manifest:
+    ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
+    rules = Rules(request.excludes, paths={*ignored, *backup.header.excluded}, cover=backup.entries)
+    return walk_tree(
+        place.fd,
+        rules,
+        started_ns=0,
+        stamps=False,
+        boundaries=place.boundaries | frozenset(backup.header.mounts),
+        known=backup if place.stamps else None,
+        counted=lambda count: monitor.progress("comparing", count, len(backup.entries)),
+    )
+
+
+def _paths(request: CompareRequest) -> list[bytes]:
+    return [os.fsencode(path) for path in request.paths]
+
+
+def _wanted(backup: Manifest, request: CompareRequest, present: Manifest | None = None) -> Manifest:
+    for path in _paths(request):
+        if path not in backup.entries and (present is None or path not in present.entries):
+            raise InvalidBackupConfigError(
+                f"paths: {display(path)} is neither in the backup nor in {request.dir}; "
+                "paths are relative to the directory, as diff prints them"
+            )
+    return select(backup, _paths(request)) if request.paths else backup
+
+
+def _selected(present: Manifest, request: CompareRequest) -> Manifest:
+    return select(present, _paths(request)) if request.paths else present
+
+
+def _leading(request: CompareRequest, present: Manifest, target: Manifest) -> frozenset[bytes]:
+    """Return the directories above the paths to restore that are there and stay as they are."""
+    above = {directory for path in _paths(request) for directory in ancestors(path)}
+    return frozenset(
+        path
+        for path in above
+        if path in present.entries
+        and present.entries[path].is_dir
+        and (path not in target.entries or target.entries[path].is_dir)
+    )
+
+
+# -- copy --
+
+
+def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Applied:
+    backup = _read_manifest(request)
+    with ExitStack() as stack:
+        work = stack.enter_context(state.working())
+        layer = stack.enter_context(_checked_meanwhile(request, state, monitor))
+        if overlays.own_overlays(state, request.dir):
+            layer()  # a damaged one is found before an overlay is taken down
+            stack.enter_context(overlays.set_aside(state, request.dir, monitor.check))
+        place = stack.enter_context(opened_place(state, request.dir))
+        compared = _compare(request, backup, place, layer, state, work, monitor)
+        _refuse_conflicts(compared)
+        layer()
+        kept = [] if compared.plan.is_empty else _stage_and_apply(request, compared, place, layer(), work, monitor)
+        return Applied(
+            mode="copy",
+            changes=compared.plan.changes(),
+            kept_paths=tuple(display(path) for path in kept),
+            skipped_mounts=tuple(display(path) for path in compared.mounts),
+        )
+
+
+@contextmanager
+def _checked_meanwhile(request: ApplyRequest, state: State, monitor: Monitor) -> Iterator[Callable[[], str]]:
+    """Read the layer again beside the comparison, and yield a function that waits for the verdict."""
+    with ThreadPoolExecutor(1, "sandpoint-digest") as pool:
+        stopped = False
+
+        def check() -> None:
+            if stopped:
+                raise InterruptedError
+
+        verdict = pool.submit(transfer.fetch, request.layers[0], state, check, reread=True)
+        try:
+            yield verdict.result
+        finally:
+            stopped = True
+            with suppress(Exception):
+                verdict.result()
+
+
+def _refuse_conflicts(compared: Compared) -> None:
+    """Find before the first change where something excluded is in the way of the backup."""
+    protected = frozenset(compared.present.header.excluded) | frozenset(compared.mounts)
+    if not protected:
+        return
+    for entry in compared.plan.replaced:
+        before = compared.present.entries[entry.path]
+        if before.is_dir and not entry.is_dir:
+            inside = next((path for path in protected if path.startswith(entry.path + b"/")), None)
+            if inside is not None:
+                raise BackupRestoreError(
+                    f"{display(entry.path)} is a directory now and holds {display(inside)}, which is excluded and may "
+                    "not be touched, but the backup has something else there; move it away and restore again"
+                )
+
+
+def _stage_and_apply(
+    request: ApplyRequest, compared: Compared, place: Place, layer: str, work: str, monitor: Monitor
+) -> list[bytes]:
+    with staging_folder(place.fd, place.path, work) as staging:
+        tree, trash = os.path.join(staging, "tree"), os.path.join(staging, "trash")
+        os.mkdir(trash, 0o700)
+        wanted = staging_list(compared.plan, whole=not request.paths)
+        monitor.progress("extracting", 0, len(wanted))
+        squashfs.extract(layer, tree, wanted, scratch=work, check=monitor.check)
+        os.makedirs(tree, mode=0o700, exist_ok=True)
+        with _directory(tree) as staged, _directory(trash) as trashed:
+            prepare_staged(staged, compared.plan, compared.comparison, monitor.check)
+            monitor.progress("applying", 0)
+            return apply_plan(
+                compared.plan,
+                root=place.fd,
+                staged=staged,
+                trash=trashed,
+                present=compared.present,
+                target=compared.target,
+                comparison=compared.comparison,
+                untouchable=compared.untouchable,
+                check=monitor.check,
+            )
+
+
+@contextmanager
+def _directory(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# -- overlay --
+
+
+def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | None, monitor: Monitor) -> Applied:
+    if request.paths:
+        raise InvalidBackupConfigError("paths: an overlay brings back the whole directory; use mode 'copy' for paths")
+    if kind is None:
+        _, reason = overlays.available_kind(state)
+        raise BackupRestoreError(f"this machine cannot mount overlays ({reason}); use mode 'copy'")
+    header = read_header(transfer.fetch_bytes(request.manifest))
+    layer = transfer.fetch(request.layers[0], state, monitor.check, reread=False)
+    monitor.progress("mounting", 0)
+    overlays.restore_overlay(
+        state,
+        directory=request.dir,
+        backup_id=request.backup_id,
+        layer=layer,
+        kind=kind,
+        dress=lambda fd: _dress(fd, header),
+        check=monitor.check,
+    )
+    return Applied(mode="overlay", changes=None)
+
+
+def _dress(root: int, header: Header) -> None:
+    """Set what a mounted layer does not show: directories of mounts, ACLs, the attributes of the directory itself."""
+    comparison = Comparison()
+    ordered = sorted(header.beyond_squashfs, key=lambda entry: entry.path)
+    for entry in ordered:
+        if entry.path in header.mounts:
+            with suppress(FileExistsError):
+                os.mkdir(entry.path, 0o700, dir_fd=root)
+    for entry in reversed(ordered):
+        if entry.path:
+            adjust(root, entry.path, entry, comparison)
+    adjust(root, b"", header.beyond_squashfs[0] if not ordered else ordered[0], comparison)

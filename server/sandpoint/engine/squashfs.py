@@ -1,0 +1,150 @@
+"""Layers: building one with mksquashfs, and extracting from one with unsquashfs."""
+
+import os
+from collections.abc import Iterable, Sequence
+
+from sandpoint.engine import tools
+from sandpoint.engine.manifest import display
+from sandpoint.engine.tools import Check
+from sandpoint.models import Compression
+
+_OPTIONS: dict[Compression, list[str]] = {
+    # The level is always given: zstd's default here is 15, many times slower. lz4 has one level.
+    "zstd": ["-comp", "zstd", "-Xcompression-level", "3"],
+    "lz4": ["-comp", "lz4"],
+}
+_ARGUMENT_BYTES = 100_000
+"""Of paths on one command line: below the kernel's 128 KiB for one string and 2 MiB for all."""
+
+_COMPLAINTS = (b"creating empty file", b"ignoring", b"Failed to read", b"Cannot stat")
+_HARMLESS = (b"xattr", b"posix_acl")
+
+
+def compression_options(compression: Compression) -> list[str]:
+    """Return mksquashfs's options for a compression, its level always among them."""
+    return list(_OPTIONS[compression])
+
+
+class Build:
+    """A layer being built. What cannot be read does not stop mksquashfs: `finish` returns its complaints."""
+
+    def __init__(
+        self, source_fd: int, out: str, *, excluded: Sequence[bytes], compression: Compression, scratch: str
+    ) -> None:
+        """Start mksquashfs on an open directory.
+
+        Args:
+            source_fd: The directory.
+            out: The file to write; it must not exist.
+            excluded: Paths below the directory that are left out, with all below them.
+            compression: How blocks are compressed.
+            scratch: A folder for the list of paths.
+
+        Raises:
+            ToolMissingError: mksquashfs is not installed.
+            ToolFailedError: More paths with odd names are excluded than a command line holds.
+        """
+        listed, odd = _split_odd(excluded)
+        arguments: list[str | bytes] = []
+        if listed:
+            arguments += ["-ef", _write_list(scratch, "excluded", listed)]
+        if odd:
+            if sum(map(len, odd)) > _ARGUMENT_BYTES:
+                raise tools.ToolFailedError(
+                    f"{len(odd)} excluded names hold newlines or begin with blanks or '#', more than mksquashfs takes; "
+                    f"exclude their directory instead (the first is {display(odd[0])})"
+                )
+            arguments += ["-e", *odd]
+        self._tool = tools.Tool(
+            [
+                "mksquashfs", ".", out, "-noappend", "-no-progress", "-quiet",
+                *compression_options(compression), *arguments,
+            ],
+            cwd=f"/proc/self/fd/{source_fd}",
+        )  # fmt: skip
+
+    def finish(self, check: Check) -> list[str]:
+        """Wait for the end, and return what it could not read, a sentence each.
+
+        Raises:
+            ToolFailedError: It failed, for want of space for example.
+        """
+        _, complaints = self._tool.finish(check)
+        return [
+            line.decode("utf-8", "backslashreplace")
+            for line in complaints.splitlines()
+            if any(word in line for word in _COMPLAINTS) and not any(word in line for word in _HARMLESS)
+        ]
+
+    def kill(self) -> None:
+        """Give up."""
+        self._tool.kill()
+
+
+def extract(layer: str, into: str, paths: Iterable[bytes] | None, *, scratch: str, check: Check) -> None:
+    """Extract paths of a layer, each with all below it, or everything for None.
+
+    A path that the layer does not have is no error to unsquashfs: look at what arrived.
+
+    Args:
+        layer: The layer's file.
+        into: A directory that does not exist yet.
+        paths: What to extract.
+        scratch: A folder for the list of paths.
+        check: May raise to stop.
+
+    Raises:
+        ToolMissingError: unsquashfs is not installed.
+        ToolFailedError: The layer is damaged, or there is no space.
+    """
+    command: list[str | bytes] = [
+        "unsquashfs",
+        "-no-progress",
+        "-quiet",
+        "-force",
+        "-dest",
+        into,
+        "-no-wildcards",
+    ]
+    if paths is None:
+        _unsquash([*command, layer], check)
+        return
+    listed, odd = _split_odd(paths)
+    if listed:
+        _unsquash([*command, "-ef", _write_list(scratch, "extracted", listed), layer], check)
+    for batch in _batches(odd):
+        _unsquash([*command, layer, *batch], check)
+
+
+def _unsquash(argv: list[str | bytes], check: Check) -> None:
+    # Status 2: something could not be set (an owner, an xattr); whether it matters is seen on what arrived.
+    tools.run(argv, check=check, ok=(0, 2))
+
+
+def _split_odd(paths: Iterable[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Part the paths that a line of a list file cannot say: they go on the command line."""
+    listed: list[bytes] = []
+    odd: list[bytes] = []
+    for path in paths:
+        (odd if b"\n" in path or path[:1] in b" \t#\\\r\v\f-" or path[-1:].isspace() else listed).append(path)
+    return listed, odd
+
+
+def _write_list(scratch: str, name: str, paths: Sequence[bytes]) -> str:
+    path = os.path.join(scratch, name)
+    with open(path, "wb") as file:
+        file.write(b"\n".join(paths) + b"\n")
+    return path
+
+
+def _batches(paths: Sequence[bytes]) -> Iterable[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for path in paths:
+        if batch and size + len(path) > _ARGUMENT_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(path)
+        size += len(path)
+    if batch:
+        yield batch

@@ -1,0 +1,185 @@
+"""The state directory: the queue, work in progress, overlays, and notes of checked layers.
+
+turns/            the queue of operations
+work/{uuid}/      what one operation needs while it runs; what a dead one left is cleared by the next
+overlays/{uuid}/  the upper layer and the record of each overlay mount
+checked/{sha256}  the stamp of a file whose digest was seen to be this one
+sandbox-id        names this machine's trees in the metadata of backups
+"""
+
+import json
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from sandpoint.engine import linux, mounts
+from sandpoint.engine.layers import fuse_unmount
+from sandpoint.engine.turns import Ticket
+from sandpoint.errors import SandboxUnavailableError
+
+_INSIDE_NOTE = "inside.json"
+
+
+class State:
+    """The state directory of one sandbox. Its methods are for the one operation whose turn it is."""
+
+    def __init__(self, path: str) -> None:
+        """Name the directory; it is made when first used."""
+        self.path = path
+        self.work = os.path.join(path, "work")
+        self.overlays = os.path.join(path, "overlays")
+        self.checked = os.path.join(path, "checked")
+
+    def prepare(self) -> None:
+        """Make the directory.
+
+        Raises:
+            SandboxUnavailableError: It cannot be made or written.
+        """
+        try:
+            for folder in (self.path, self.work, self.overlays, self.checked):
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise SandboxUnavailableError(
+                f"the state directory {self.path} cannot be used: {error.strerror}; set SANDPOINT_STATE_DIR to a "
+                "folder that this user can write"
+            ) from None
+
+    def sandbox_id(self) -> str:
+        """Return the name of this machine's trees, made up at first use: `local:` and 12 hex digits."""
+        self.prepare()
+        path = os.path.join(self.path, "sandbox-id")
+        with suppress(FileExistsError):
+            write_new(path, f"local:{uuid.uuid4().hex[:12]}\n".encode())
+        with open(path) as file:
+            return file.read().strip()
+
+    def draw_ticket(self) -> Ticket:
+        """Join the queue of operations."""
+        self.prepare()
+        return Ticket(os.path.join(self.path, "turns"))
+
+    def heal(self) -> None:
+        """Clear away what operations left that died: scratch mounts and staging."""
+        for name in os.listdir(self.work):
+            self._clear(os.path.join(self.work, name))
+
+    def _clear(self, folder: str) -> None:
+        unmount_below(folder)
+        note = os.path.join(folder, _INSIDE_NOTE)
+        with suppress(FileNotFoundError), open(note) as file:
+            remove_tree(json.load(file)["path"])
+        remove_tree(folder)
+
+    @contextmanager
+    def working(self) -> Iterator[str]:
+        """Yield a folder for the time of one operation; it goes with all that is in or mounted on it."""
+        self.prepare()
+        folder = os.path.join(self.work, uuid.uuid4().hex)
+        os.mkdir(folder, 0o700)
+        try:
+            yield folder
+        finally:
+            self._clear(folder)
+
+
+def write_new(path: str, content: bytes) -> None:
+    """Write a file whole and durably, or not at all.
+
+    Raises:
+        FileExistsError: It is there already.
+    """
+    temporary = f"{path}.{uuid.uuid4().hex}"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    sync_directory(os.path.dirname(path))
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def staging_folder(root: int, directory: str, work: str) -> Iterator[str]:
+    """Yield a new folder from which files can be renamed into a directory.
+
+    That is the operation's own folder where it lies on the same mount. Else it is made inside the directory, under
+    a name noted beforehand, so that the next operation clears it away should this one die.
+    """
+    work_fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        inside = not mounts.same_mount(root, work_fd)
+    finally:
+        os.close(work_fd)
+    if not inside:
+        folder = os.path.join(work, "staging")
+        os.mkdir(folder, 0o700)
+        yield folder
+        return
+    folder = f"{directory}/.sandpoint-{uuid.uuid4().hex}"
+    with open(os.path.join(work, _INSIDE_NOTE), "x") as note:
+        json.dump({"path": folder}, note)
+        note.flush()
+        os.fsync(note.fileno())
+    os.mkdir(folder, 0o700)
+    _drop_acls(folder)
+    try:
+        yield folder
+    finally:
+        remove_tree(folder)
+
+
+def _drop_acls(folder: str) -> None:
+    # A default ACL of the directory would be passed on to all that is staged.
+    with suppress(OSError):
+        for name in os.listxattr(folder):
+            if name.startswith("system.posix_acl_"):
+                os.removexattr(folder, name)
+    os.chmod(folder, 0o700)
+
+
+def unmount_below(folder: str) -> None:
+    """Take away all mounts on and below a folder, the latest first."""
+    point = os.fsencode(folder)
+    table = mounts.list_mounts()
+    for mount in reversed([*mounts.mounts_at(point, table), *mounts.mounts_below(point, table)]):
+        if mount.fstype.startswith("fuse"):
+            fuse_unmount(os.fsdecode(mount.point))
+        else:
+            linux.detach(mount.point)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a tree of our own, whatever the modes of what was staged in it.
+
+    Raises:
+        OSError: Something in it cannot be removed.
+    """
+
+    def make_writable(_remove: Callable[..., object], failed: str, error: tuple[type, BaseException, object]) -> None:
+        if isinstance(error[1], FileNotFoundError):
+            return
+        holder = os.path.dirname(failed)
+        os.chmod(holder, stat.S_IMODE(os.lstat(holder).st_mode) | stat.S_IRWXU)
+        if os.path.isdir(failed) and not os.path.islink(failed):
+            os.chmod(failed, stat.S_IRWXU)
+            shutil.rmtree(failed)
+        else:
+            os.unlink(failed)
+
+    shutil.rmtree(path, onerror=make_writable)

@@ -1,0 +1,178 @@
+"""Run the programs that the engine is built on: argv lists, never a shell; ended with their caller."""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import IO, Protocol
+
+PACKAGES = {
+    "mksquashfs": "squashfs-tools",
+    "unsquashfs": "squashfs-tools",
+    "squashfuse_ll": "squashfuse",
+    "fuse-overlayfs": "fuse-overlayfs",
+    "fusermount3": "fuse3",
+    "git": "git",
+}
+"""The Debian and Ubuntu package of each program."""
+
+ENVIRONMENT = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath), "HOME": os.environ.get("HOME", "/")}
+"""Nothing else is passed on: neither variables that bend a program's behaviour, nor secrets."""
+
+_CHECK_EVERY_MS = 50
+_KEPT_OUTPUT = 64 << 10
+
+Check = Callable[[], None]
+"""Called often by long operations; raises to stop them (cancellation)."""
+
+
+class Monitor(Protocol):
+    """Who watches an operation: told how far it has come, and able to stop it."""
+
+    def check(self) -> None:
+        """Raise to stop the operation. Called often."""
+
+    def progress(self, phase: str, done: int, total: int | None = None) -> None:
+        """Take note of progress, or raise to stop. Called often."""
+
+
+class ToolMissingError(Exception):
+    """A program is not on PATH; the message names the package and the command that installs it."""
+
+
+class ToolFailedError(Exception):
+    """A program ended with an error; the message is the last of what it said."""
+
+
+def find(program: str) -> str | None:
+    """Return where a program is, or None."""
+    return shutil.which(program, path=ENVIRONMENT["PATH"])
+
+
+def install_hint(program: str) -> str:
+    """Return the command that installs a program on Debian and Ubuntu."""
+    return f"apt-get install {PACKAGES[program]}"
+
+
+def require(program: str) -> str:
+    """Return where a program is.
+
+    Raises:
+        ToolMissingError: It is not on PATH.
+    """
+    path = find(program)
+    if path is None:
+        raise ToolMissingError(f"{program} is not installed; install it with: {install_hint(program)}")
+    return path
+
+
+class Tool:
+    """A running program. Its output is kept in files, so that a pipe never fills and blocks it."""
+
+    def __init__(
+        self,
+        argv: Sequence[str | bytes],
+        *,
+        cwd: str | None = None,
+        ok: Sequence[int] = (0,),
+        outlives_us: bool = False,
+    ) -> None:
+        """Start it.
+
+        Args:
+            argv: The program by its name, then its arguments.
+            cwd: Where it runs; `/proc/self/fd/N` for an open directory.
+            ok: Exit statuses that are no error.
+            outlives_us: Whether it goes on in the background after it has ended.
+
+        Raises:
+            ToolMissingError: It is not on PATH.
+        """
+        self.name = os.fsdecode(argv[0])
+        self._ok = ok
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed in finish
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
+        program = require(self.name)
+        # After a kill of ours it would write on into what the next run clears away.
+        setpriv = None if outlives_us else find("setpriv")
+        guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+        self._process = subprocess.Popen(
+            [*guard, program, *argv[1:]],
+            cwd=cwd,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=self._out,
+            stderr=self._err,
+        )
+
+    def finish(self, check: Check) -> tuple[bytes, bytes]:
+        """Wait for the end, and return what it wrote to stdout and stderr.
+
+        Raises:
+            ToolFailedError: It ended with an error.
+            BaseException: Whatever `check` raises; the program is killed first.
+        """
+        try:
+            self._wait(check)
+        except BaseException:
+            self.kill()
+            raise
+        out, err = self._read(self._out), self._read(self._err)
+        status = self._process.returncode
+        self._close()
+        if status not in self._ok:
+            raise ToolFailedError(f"{self.name} {_describe(status)}{_last_words(err or out)}")
+        return out, err
+
+    def _wait(self, check: Check) -> None:
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            while not poller.poll(_CHECK_EVERY_MS):
+                check()
+        finally:
+            os.close(pidfd)
+        self._process.wait()
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        self._close()
+
+    @staticmethod
+    def _read(file: IO[bytes]) -> bytes:
+        file.seek(0)
+        return file.read()
+
+    def _close(self) -> None:
+        self._out.close()
+        self._err.close()
+
+
+def run(
+    argv: Sequence[str | bytes], *, check: Check, cwd: str | None = None, ok: Sequence[int] = (0,)
+) -> tuple[bytes, bytes]:
+    """Run a program to its end; see `Tool`."""
+    return Tool(argv, cwd=cwd, ok=ok).finish(check)
+
+
+def run_daemon(argv: Sequence[str], *, check: Check) -> None:
+    """Run a program that puts itself into the background, until it has."""
+    Tool(argv, outlives_us=True).finish(check)
+
+
+def _describe(status: int) -> str:
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"failed with status {status}"
+
+
+def _last_words(output: bytes) -> str:
+    lines = [line.strip() for line in output[-_KEPT_OUTPUT:].decode("utf-8", "backslashreplace").splitlines()]
+    lines = [line for line in lines if line]
+    return f": {'; '.join(lines[-3:])[-500:]}" if lines else ""

@@ -1,0 +1,160 @@
+"""Files on their way to and from a store, by the grants that it gave, each with its digest."""
+
+import hashlib
+import os
+from contextlib import suppress
+
+import msgspec
+
+from sandpoint.engine.state import State, sync_directory, write_new
+from sandpoint.engine.tools import Check
+from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
+from sandpoint.models import PathGrant, Source, StoredFile
+
+_BLOCK = 1 << 20
+
+
+def unfinished(grant: PathGrant) -> str:
+    """Return where a file is written until it is whole: beside its place, on the store's own filesystem."""
+    return f"{grant.path}.partial"
+
+
+def digest(path: str, check: Check) -> StoredFile:
+    """Read a file to its end, and return its size and SHA-256.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    total = hashlib.sha256()
+    size = 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            total.update(block)
+            size += len(block)
+            check()
+    return StoredFile(size=size, sha256=total.hexdigest())
+
+
+def send(grant: PathGrant, stored: StoredFile, state: State) -> None:
+    """Put a whole file, written to its `unfinished` place and already read back, durably into its own place.
+
+    Raises:
+        StoreUnavailableError: The store cannot hold it.
+    """
+    try:
+        with open(unfinished(grant), "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(unfinished(grant), grant.path)
+        sync_directory(os.path.dirname(grant.path))
+        stamp = _stamp_of(grant.path)
+    except OSError as error:
+        raise StoreUnavailableError(f"the store cannot keep {grant.path}: {error.strerror}") from error
+    if stamp is not None and stamp.size == stored.size:
+        _note_checked(state, stored.sha256, stamp)
+
+
+def send_bytes(grant: PathGrant, content: bytes) -> StoredFile:
+    """Put a small file into its place, whole and durably.
+
+    Raises:
+        StoreUnavailableError: The store cannot hold it.
+    """
+    try:
+        write_new(grant.path, content)
+    except OSError as error:
+        raise StoreUnavailableError(f"the store cannot keep {grant.path}: {error.strerror}") from error
+    return StoredFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def fetch(source: Source, state: State, check: Check, *, reread: bool) -> str:
+    """Return the path of a file whose digest was checked.
+
+    Args:
+        source: What to fetch.
+        state: Where the stamps of checked files are noted.
+        check: May raise to stop.
+        reread: Whether to read it again although its stamp says that it was not written to since the last check.
+
+    Raises:
+        BackupIntegrityError: It is missing, truncated or altered.
+    """
+    path = source.grant.path
+    before = _stamp_of(path)
+    if reread or before is None or not _was_checked(state, source.sha256, before):
+        check_file(source, check)
+        if before is not None and before == _stamp_of(path):
+            _note_checked(state, source.sha256, before)
+    return path
+
+
+def check_file(source: Source, check: Check) -> None:
+    """Read a file to its end and compare it with its size and digest.
+
+    Raises:
+        BackupIntegrityError: It is missing, truncated or altered.
+    """
+    path = source.grant.path
+    try:
+        status = os.stat(path)
+        if status.st_size != source.size:
+            raise BackupIntegrityError(
+                f"{path} has {status.st_size} bytes where the backup has {source.size}; the backup is damaged, "
+                "nothing was changed"
+            )
+        if digest(path, check).sha256 != source.sha256:
+            raise BackupIntegrityError(f"{path} was altered: its SHA-256 is another; nothing was changed")
+    except FileNotFoundError:
+        raise BackupIntegrityError(f"{path} is missing; the backup is damaged, nothing was changed") from None
+    except OSError as error:
+        raise StoreUnavailableError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def fetch_bytes(source: Source) -> bytes:
+    """Return the content of a small file whose digest was checked.
+
+    Raises:
+        BackupIntegrityError: It is missing, truncated or altered.
+    """
+    try:
+        with open(source.grant.path, "rb") as file:
+            content = file.read(source.size + 1)
+    except FileNotFoundError:
+        raise BackupIntegrityError(f"{source.grant.path} is missing; the backup is damaged") from None
+    except OSError as error:
+        raise StoreUnavailableError(f"{source.grant.path} cannot be read: {error.strerror}") from error
+    if len(content) != source.size or hashlib.sha256(content).hexdigest() != source.sha256:
+        raise BackupIntegrityError(f"{source.grant.path} was altered: its SHA-256 is another; nothing was changed")
+    return content
+
+
+class _Stamp(msgspec.Struct, frozen=True):
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def _stamp_of(path: str) -> _Stamp | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return _Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _note_checked(state: State, sha256: str, stamp: _Stamp) -> None:
+    state.prepare()
+    path = os.path.join(state.checked, sha256)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    with suppress(OSError):  # without the note it is read again next time
+        write_new(path, msgspec.json.encode(stamp))
+
+
+def _was_checked(state: State, sha256: str, stamp: _Stamp) -> bool:
+    try:
+        with open(os.path.join(state.checked, sha256), "rb") as file:
+            return file.read() == msgspec.json.encode(stamp)
+    except OSError:
+        return False

@@ -1,0 +1,275 @@
+"""The walk: a directory's entries, read by descriptor, never through a link."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import msgspec
+
+from sandpoint.engine import linux
+from sandpoint.engine.directory import INSIDE
+from sandpoint.engine.ignore import Rules
+from sandpoint.engine.manifest import (
+    CLOCK_GRAIN_NS,
+    Entry,
+    Header,
+    Manifest,
+    Xattrs,
+    display,
+    has_acl,
+    make_manifest,
+)
+
+KEPT_XATTRS = ("user.", "security.", "trusted.", "system.posix_acl_")
+_REPORT_EVERY = 2000
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+class UnreadableError(Exception):
+    """An entry of the tree may not be read; the message names it and says why."""
+
+
+@dataclass
+class _Walk:
+    root: int
+    rules: Rules
+    boundaries: frozenset[bytes]
+    known: Manifest | None
+    counted: Callable[[int], None]
+    check_access: bool = field(default_factory=lambda: os.geteuid() != 0)
+    entries: list[Entry] = field(default_factory=list)
+    excluded: list[bytes] = field(default_factory=list)
+    mounts: list[bytes] = field(default_factory=list)
+    links: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
+    pending: list[bytes] = field(default_factory=list)
+    proven: set[bytes] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Walk from the root; a stack, so that depth is limited by path length only."""
+        self._add(b"", os.fstat(self.root), self.root, None)
+        while self.pending:
+            self._directory(self.pending.pop())
+
+    def _directory(self, path: bytes) -> None:
+        children = self._unchanged_children(path)
+        if children is not None:
+            self._revisit(children)
+            return
+        try:
+            fd = linux.openat2(path or b".", _OPEN_DIRECTORY, dir_fd=self.root, resolve=INSIDE)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+                return  # gone or replaced since it was listed: its own parent's stamp says so
+            raise UnreadableError(f"{display(path) or 'the directory'}: {error.strerror}") from None
+        try:
+            self._list(fd, path + b"/" if path else b"")
+        finally:
+            os.close(fd)
+
+    def _list(self, fd: int, prefix: bytes) -> None:
+        with os.scandir(fd) as listing:
+            for item in listing:
+                path = prefix + os.fsencode(item.name)
+                try:
+                    status = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if path in self.boundaries:
+                    self._boundary(path, status)
+                elif not self.rules.is_empty and self.rules.excludes(path, is_dir=stat.S_ISDIR(status.st_mode)):
+                    self.excluded.append(path)
+                else:
+                    with suppress(FileNotFoundError):
+                        self._add(path, status, fd, item.name)
+
+    def _boundary(self, path: bytes, status: os.stat_result) -> None:
+        self.mounts.append(path)
+        if stat.S_ISDIR(status.st_mode):
+            self.entries.append(_entry(path, status))
+
+    def _revisit(self, children: Iterable[bytes]) -> None:
+        # The directory's stamp proves that it still holds just these names, so it need not be listed.
+        for path in children:
+            try:
+                status = os.stat(path, dir_fd=self.root, follow_symlinks=False)
+            except OSError:
+                continue
+            if path in self.boundaries:
+                self._boundary(path, status)
+            else:
+                self._add(path, status, self.root, os.fsdecode(path))
+
+    def _unchanged_children(self, path: bytes) -> list[bytes] | None:
+        if self.known is None:
+            return None
+        return self.known.children[path] if path in self.proven else None
+
+    def _add(self, path: bytes, status: os.stat_result, fd: int, name: str | None) -> None:
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            self.links.setdefault((status.st_dev, status.st_ino), []).append(path)
+        known = self._known(path, status)
+        if known is not None:
+            self.entries.append(known)
+            if known.is_dir:
+                self.proven.add(path)
+        else:
+            self.entries.append(self._read(path, status, fd, name))
+        if stat.S_ISDIR(status.st_mode):
+            self.pending.append(path)
+        if len(self.entries) % _REPORT_EVERY == 0:
+            self.counted(len(self.entries))
+
+    def _known(self, path: bytes, status: os.stat_result) -> Entry | None:
+        if self.known is None:
+            return None
+        entry = self.known.entries.get(path)
+        if (
+            entry is not None
+            and entry.ino == status.st_ino
+            and entry.ctime_ns == status.st_ctime_ns < self.known.settled_before_ns
+            and entry.mode == status.st_mode
+            and entry.mtime_ns == status.st_mtime_ns
+            and path not in self.boundaries
+        ):
+            return entry
+        return None
+
+    def _read(self, path: bytes, status: os.stat_result, fd: int, name: str | None) -> Entry:
+        mode = status.st_mode
+        where = f"/proc/self/fd/{fd}/{name}" if name is not None else f"/proc/self/fd/{fd}"
+        if self.check_access and name is not None and stat.S_ISREG(mode):
+            self._check_readable(path, where)
+        target = os.fsencode(os.readlink(name, dir_fd=fd)) if name is not None and stat.S_ISLNK(mode) else b""
+        return _entry(path, status, target=target, xattrs=read_xattrs(where, follow_symlinks=name is None))
+
+    @staticmethod
+    def _check_readable(path: bytes, where: str) -> None:
+        if not os.access(where, os.R_OK, effective_ids=True):
+            raise UnreadableError(f"{display(path)}: Permission denied")
+
+
+def _entry(path: bytes, status: os.stat_result, *, target: bytes = b"", xattrs: Xattrs | None = None) -> Entry:
+    mode = status.st_mode
+    return Entry(
+        path,
+        mode,
+        status.st_uid,
+        status.st_gid,
+        status.st_size if stat.S_ISREG(mode) else 0,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+        target,
+        status.st_rdev if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 0,
+        b"",
+        xattrs,
+    )
+
+
+def entry_of(path: bytes, fd: int, name: bytes) -> Entry:
+    """Return the entry of one path below an open directory, whatever its hard links.
+
+    Raises:
+        OSError: It is not there.
+    """
+    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    where = f"/proc/self/fd/{fd}/{os.fsdecode(name)}"
+    target = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(status.st_mode) else b""
+    return _entry(path, status, target=target, xattrs=read_xattrs(where, follow_symlinks=False))
+
+
+def read_xattrs(where: str | int, *, follow_symlinks: bool) -> Xattrs | None:
+    """Return the extended attributes that a backup keeps, None where there are none."""
+    try:
+        names = os.listxattr(where, follow_symlinks=follow_symlinks)
+    except OSError as error:
+        if error.errno in {errno.ENOTSUP, errno.EPERM, errno.EACCES}:
+            return None
+        raise
+    values: Xattrs = {}
+    for name in names:
+        if name.startswith(KEPT_XATTRS):
+            with suppress(OSError):  # it went meanwhile, or is another's secret (trusted.* without the right)
+                values[os.fsencode(name)] = os.getxattr(where, name, follow_symlinks=follow_symlinks)
+    return values or None
+
+
+def _note_hardlinks(walk: _Walk) -> None:
+    first_of: dict[bytes, bytes] = {}
+    for paths in walk.links.values():
+        if len(paths) > 1:
+            first, *others = sorted(paths)
+            first_of[first] = b""
+            first_of |= dict.fromkeys(others, first)
+    single = {path for paths in walk.links.values() for path in paths} - first_of.keys()
+    for index, entry in enumerate(walk.entries):
+        if entry.path in first_of or (entry.hardlink and entry.path in single):
+            wanted = first_of.get(entry.path, b"")
+            if entry.hardlink != wanted:
+                walk.entries[index] = msgspec.structs.replace(entry, hardlink=wanted)
+
+
+def walk_tree(
+    root: int,
+    rules: Rules,
+    *,
+    started_ns: int,
+    stamps: bool,
+    boundaries: frozenset[bytes] = frozenset(),
+    known: Manifest | None = None,
+    counted: Callable[[int], None] = lambda count: None,
+) -> Manifest:
+    """Walk a directory, and return its manifest.
+
+    Args:
+        root: A descriptor of the directory.
+        rules: What is left out.
+        started_ns: When this look at the tree began.
+        stamps: Whether the filesystem's stamps prove that a file is unchanged.
+        boundaries: Paths where another filesystem is mounted: the entry is kept if it is a directory, nothing
+            below it is read.
+        known: A manifest of the same directory. Entries whose stamps prove that they are still as it says are
+            taken over as the same objects, and directories so proven are not listed.
+        counted: Told of the number of entries now and then; may raise to stop the walk.
+
+    Raises:
+        UnreadableError: An entry may not be read.
+        OSError: The filesystem failed.
+    """
+    walk = _Walk(root, rules, boundaries, known, counted)
+    walk.run()
+    _note_hardlinks(walk)
+    header = Header(
+        started_ns=started_ns,
+        stamps=stamps,
+        excluded=tuple(sorted(walk.excluded)),
+        mounts=tuple(sorted(walk.mounts)),
+        beyond_squashfs=beyond_squashfs(walk.entries, frozenset(walk.mounts)),
+    )
+    return make_manifest(header, walk.entries)
+
+
+def beyond_squashfs(entries: Iterable[Entry], mounts: frozenset[bytes]) -> tuple[Entry, ...]:
+    """Return the entries that a mounted layer does not show as they were."""
+    return tuple(entry for entry in entries if not entry.path or has_acl(entry.xattrs) or entry.path in mounts)
+
+
+def moved_since(root: int, manifest: Manifest) -> list[Entry]:
+    """Return the entries that may have changed since the manifest's capture began.
+
+    An entry is among them when its stamp is not older than the beginning, or it is gone.
+    """
+    settled = manifest.header.started_ns - CLOCK_GRAIN_NS
+    moved = []
+    for path, entry in manifest.entries.items():
+        try:
+            status = os.stat(path, dir_fd=root, follow_symlinks=False) if path else os.fstat(root)
+        except OSError:
+            moved.append(entry)
+            continue
+        if status.st_ctime_ns >= settled or status.st_ino != entry.ino:
+            moved.append(entry)
+    return moved

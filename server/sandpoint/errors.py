@@ -1,0 +1,89 @@
+"""The exceptions: one code each, and one exit status for the command line."""
+
+from typing import ClassVar
+
+
+class SandpointError(Exception):
+    """The base of all errors that Sandpoint raises on purpose.
+
+    The message says what was tried, on what, why it failed, and what to do.
+    """
+
+    code: ClassVar[str]
+    exit_status: ClassVar[int]
+
+
+class InvalidBackupConfigError(SandpointError):
+    """An option, a directory or an id does not meet its rules; nothing was done."""
+
+    code = "INVALID_BACKUP_CONFIG"
+    exit_status = 3
+
+
+class BackupCreateError(SandpointError):
+    """A backup could not be made; no part of it is left."""
+
+    code = "BACKUP_CREATE_FAILED"
+    exit_status = 4
+
+
+class BackupNotFoundError(SandpointError):
+    """The store has no backup of that id."""
+
+    code = "BACKUP_NOT_FOUND"
+    exit_status = 5
+
+
+class BackupExpiredError(SandpointError):
+    """The backup's time to live is over, or so nearly that a restore might not finish."""
+
+    code = "BACKUP_EXPIRED"
+    exit_status = 6
+
+
+class BackupRestoreError(SandpointError):
+    """A backup could not be brought back; the directory is as it was unless `partly` and the message say otherwise."""
+
+    code = "BACKUP_RESTORE_FAILED"
+    exit_status = 7
+
+    def __init__(self, message: str, *, partly: bool = False) -> None:
+        super().__init__(message)
+        self.partly = partly
+
+
+class BackupIntegrityError(SandpointError):
+    """What the store holds is not what was backed up: a layer, a manifest or metadata was altered."""
+
+    code = "BACKUP_INTEGRITY_FAILED"
+    exit_status = 8
+
+
+class SandboxUnavailableError(SandpointError):
+    """The sandbox cannot be reached, or its state directory cannot be used."""
+
+    code = "SANDBOX_UNAVAILABLE"
+    exit_status = 9
+
+
+class StoreUnavailableError(SandpointError):
+    """The store cannot be reached, read or written."""
+
+    code = "STORE_UNAVAILABLE"
+    exit_status = 10
+
+
+ERRORS: dict[str, type[SandpointError]] = {
+    error.code: error
+    for error in (
+        InvalidBackupConfigError,
+        BackupCreateError,
+        BackupNotFoundError,
+        BackupExpiredError,
+        BackupRestoreError,
+        BackupIntegrityError,
+        SandboxUnavailableError,
+        StoreUnavailableError,
+    )
+}
+"""Every error by its code, as it arrives from an engine that runs elsewhere."""

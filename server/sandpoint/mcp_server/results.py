@@ -1,0 +1,194 @@
+"""What the tools return: the service's results, cut to what a model acts on.
+
+A result is paid for by the token: what is empty is left out, and lists are bounded and say by how much.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from sandpoint.models import Backup, BackupPage, Changes, DeleteResult, Kind, RestoreResult, VerifyResult
+
+MAX_PATHS = 50
+"""How many paths of each kind a result names."""
+
+Seconds = Annotated[datetime, PlainSerializer(lambda time: f"{time:%Y-%m-%dT%H:%M:%SZ}", return_type=str)]
+"""A time in UTC, told to the second."""
+
+
+class Result(BaseModel):
+    """The base of all results: what is None or empty is left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _without_empties(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in handler(self).items()
+            if value is not None and value not in ([], {})
+        }
+
+
+def _bounded(**lists: Sequence[str]) -> dict[str, Any]:
+    """Return the first of each list, and as `more` how many that leaves out."""
+    more = sum(max(0, len(paths) - MAX_PATHS) for paths in lists.values())
+    return {name: list(paths[:MAX_PATHS]) for name, paths in lists.items()} | {"more": more or None}
+
+
+More = Annotated[int | None, Field(description="Paths that the lists leave out.")]
+
+
+class BackupSummary(Result):
+    """A backup. Sizes are in bytes; times are UTC."""
+
+    id: str
+    dir: str
+    name: str | None = None
+    description: str | None = None
+    metadata: dict[str, str] | None = None
+    kind: Kind
+    parent_id: str | None = None
+    size_bytes: Annotated[int, Field(description="What it takes in the store.")]
+    total_bytes: Annotated[int, Field(description="The files in it.")]
+    file_count: int
+    created_at: Seconds
+    expires_at: Seconds
+    unstable_paths: Annotated[
+        list[str], Field(description="Written to during the backup: may be a mix of old and new.")
+    ] = []
+    skipped_mounts: Annotated[
+        list[str], Field(description="Other filesystems inside: not in the backup.")
+    ] = []
+    more: More = None
+
+    @classmethod
+    def of(cls, backup: Backup) -> "BackupSummary":
+        """Cut a backup to its summary."""
+        return cls(
+            id=backup.id,
+            dir=backup.dir,
+            name=backup.name,
+            description=backup.description,
+            metadata=backup.metadata,
+            kind=backup.kind,
+            parent_id=backup.parent_id,
+            size_bytes=backup.size_bytes,
+            total_bytes=backup.total_bytes,
+            file_count=backup.file_count,
+            created_at=backup.created_at,
+            expires_at=backup.expires_at,
+            **_bounded(unstable_paths=backup.unstable_paths, skipped_mounts=backup.skipped_mounts),
+        )
+
+
+class BackupList(Result):
+    """Backups, newest first."""
+
+    backups: list[BackupSummary]
+    next_cursor: Annotated[
+        str | None, Field(description="Pass as cursor for the next page; absent on the last.")
+    ] = None
+
+    @model_serializer(mode="wrap")
+    def _always_a_list(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        listed: dict[str, Any] = handler(self)
+        return {name: value for name, value in listed.items() if value is not None}
+
+    @classmethod
+    def of(cls, page: BackupPage) -> "BackupList":
+        """Cut a page to its summaries."""
+        return cls(
+            backups=[BackupSummary.of(backup) for backup in page.backups], next_cursor=page.next_cursor
+        )
+
+
+class PathChanges(Result):
+    """How many paths differ, and which: at most 50 of each kind."""
+
+    added_count: int
+    modified_count: int
+    removed_count: int
+    added: list[str] = []
+    modified: list[str] = []
+    removed: list[str] = []
+    more: More = None
+
+    @classmethod
+    def of(cls, changes: Changes) -> "PathChanges":
+        """Count all, and name the first of each kind."""
+        return cls(
+            added_count=len(changes.added),
+            modified_count=len(changes.modified),
+            removed_count=len(changes.removed),
+            **_bounded(added=changes.added, modified=changes.modified, removed=changes.removed),
+        )
+
+
+class Restored(Result):
+    """What a restore did, or with dry_run would do."""
+
+    success: bool
+    id: str
+    dir: str
+    mode: Literal["overlay", "copy"]
+    dry_run: Annotated[bool | None, Field(description="True where nothing was touched.")] = None
+    changes: Annotated[
+        PathChanges | None, Field(description="What happens to the directory; absent in overlay mode.")
+    ] = None
+    undo_id: Annotated[str | None, Field(description="Backup of the state before: restore it to undo.")] = (
+        None
+    )
+    kept_paths: Annotated[list[str], Field(description="Stay because they hold excluded paths.")] = []
+    skipped_mounts: Annotated[list[str], Field(description="Other filesystems inside: not touched.")] = []
+    more: More = None
+
+    @classmethod
+    def of(cls, result: RestoreResult) -> "Restored":
+        """Cut a restore's result to what matters next."""
+        return cls(
+            success=result.success,
+            id=result.id,
+            dir=result.dir,
+            mode=result.mode,
+            dry_run=result.dry_run or None,
+            changes=None if result.changes is None else PathChanges.of(result.changes),
+            undo_id=result.undo_id,
+            **_bounded(kept_paths=result.kept_paths, skipped_mounts=result.skipped_mounts),
+        )
+
+
+class Verified(Result):
+    """Whether all that a backup consists of is as it was written."""
+
+    id: str
+    ok: bool
+    checked_bytes: int
+    problem: str | None = None
+
+    @classmethod
+    def of(cls, result: VerifyResult) -> "Verified":
+        """Take it as it is: it is small."""
+        return cls(**result.model_dump())
+
+
+class Deleted(Result):
+    """A backup that is gone."""
+
+    id: str
+    deleted: bool
+    freed_bytes: Annotated[int, Field(description="0 where other backups still share its data.")]
+
+    @classmethod
+    def of(cls, result: DeleteResult) -> "Deleted":
+        """Take it as it is: it is small."""
+        return cls(**result.model_dump())

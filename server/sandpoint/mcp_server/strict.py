@@ -1,0 +1,93 @@
+"""Tools whose arguments mean what they say, and whose schemas and results cost a model little.
+
+The SDK drops unknown arguments, reads "7" as 7 and sends every result twice, once indented. `strict_tool`
+builds its `Tool` with a subclass of `FuncMetadata`, the SDK's seam between the wire and the function.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from types import new_class
+from typing import Any
+
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
+from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, ConfigDict
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from sandpoint.mcp_server.results import Result
+
+
+class CompactJsonSchema(GenerateJsonSchema):
+    """Schemas without generated titles and without `null`: what is None is left out."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        """Return the schema of what is there when it is there."""
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        """Leave out defaults that only say "nothing"."""
+        described = super().default_schema(schema)
+        if described.get("default") in (None, [], {}):
+            described.pop("default", None)
+        return described
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        """Say no: a title made from the name tells nothing the name does not."""
+        return False
+
+
+def compact_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's schema, with an object at its root and no title."""
+    schema = model.model_json_schema(schema_generator=CompactJsonSchema)
+    schema.pop("title", None)
+    return schema
+
+
+class StrictMetadata(FuncMetadata):
+    """Arguments exactly as the schema says; results as one compact JSON text and the same structure."""
+
+    def validate_arguments(self, arguments_to_validate: dict[str, Any]) -> dict[str, Any]:
+        """Return the function's arguments, without the SDK's conversions.
+
+        Raises:
+            pydantic.ValidationError: An argument is unknown, missing, or of another type.
+        """
+        return self.arg_model.model_validate(arguments_to_validate).model_dump_one_level()
+
+    def convert_result(self, result: object) -> CallToolResult | InputRequiredResult:
+        """Return the result as the protocol carries it."""
+        if not isinstance(result, Result):
+            raise TypeError(f"a tool returned {type(result).__name__}, not a Result")
+        structured = result.model_dump(mode="json")
+        text = json.dumps(structured, ensure_ascii=False, separators=(",", ":"))
+        return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=structured)
+
+
+def strict_tool(
+    function: Callable[..., Awaitable[Result]],
+    *,
+    title: str,
+    annotations: ToolAnnotations,
+    notes: Mapping[str, str],
+) -> Tool:
+    """Build a tool from an async function; it has the function's name.
+
+    The model reads its docstring. `notes` are added to the descriptions of the arguments they name: what is
+    only known when the server starts.
+    """
+    description = " ".join((function.__doc__ or "").split())
+    tool = Tool.from_function(function, title=title, description=description, annotations=annotations)
+    arguments: type[ArgModelBase] = new_class(
+        f"{tool.name}_arguments",
+        (tool.fn_metadata.arg_model,),
+        exec_body=lambda body: body.update(model_config=ConfigDict(extra="forbid", strict=True)),
+    )
+    parameters = compact_schema(arguments)
+    for name, note in notes.items():
+        if argument := parameters["properties"].get(name):
+            argument["description"] = f"{argument['description']} {note}"
+    result = tool.fn_metadata.output_model
+    metadata = StrictMetadata(arg_model=arguments, output_model=result, output_schema=compact_schema(result))
+    return tool.model_copy(update={"parameters": parameters, "fn_metadata": metadata})

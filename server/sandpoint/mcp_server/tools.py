@@ -1,0 +1,219 @@
+"""The six tools: what a model reads about each (its docstring), and one call to the service."""
+
+
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import ToolAnnotations
+from pydantic import BeforeValidator, Field
+
+from sandpoint.mcp_server.progress import ProgressReporter
+from sandpoint.mcp_server.results import BackupList, BackupSummary, Deleted, PathChanges, Restored, Verified
+from sandpoint.mcp_server.strict import strict_tool
+from sandpoint.models import DEFAULT_TTL, MAX_NAME, MAX_TTL, Mode
+from sandpoint.service import BackupService
+
+MAX_PAGE = 100
+"""How many backups one call of list_backups returns at most: a page is read by a model."""
+
+ToolContext = Context[Any, Any]
+
+
+def _parsed(value: object) -> object:
+    # Claude Desktop sends lists and objects as JSON text; nothing else is converted.
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+Texts = Annotated[list[str] | None, BeforeValidator(_parsed)]
+TextsByKey = Annotated[dict[str, str] | None, BeforeValidator(_parsed)]
+BackupId = Annotated[str, Field(description="The backup's id, a UUID from create_backup or list_backups.")]
+
+
+class Tools:
+    """The tools, over a service that is opened when it is first needed."""
+
+    def __init__(self, open_service: Callable[[], BackupService]) -> None:
+        self._service = open_service
+
+    async def create_backup(
+        self,
+        ctx: ToolContext,
+        dir: Annotated[str, Field(description="Absolute path of the directory.")],
+        name: Annotated[
+            str | None, Field(description=f"Short label to find it by, at most {MAX_NAME} characters.")
+        ] = None,
+        description: Annotated[
+            str | None, Field(description="What you are about to do, for later readers.")
+        ] = None,
+        ttl: Annotated[
+            float, Field(gt=0, le=MAX_TTL, description="Seconds that it is kept. Default: 3 days.")
+        ] = DEFAULT_TTL,
+        use_gitignore: Annotated[
+            bool, Field(description="Leave out what git ignores; a restore does not touch it either.")
+        ] = False,
+        excludes: Annotated[
+            Texts, Field(description="Gitignore patterns to leave out, such as 'node_modules/' or '*.log'.")
+        ] = None,
+        metadata: Annotated[TextsByKey, Field(description="Your own keys and values.")] = None,
+        full: Annotated[
+            bool, Field(description="Store everything again, sharing nothing with a parent.")
+        ] = False,
+    ) -> BackupSummary:
+        """Take a point-in-time backup of a directory, so that any later change in it can be undone.
+
+        Use it before a risky step: mass edits or deletes, migrations, generated rewrites, unfamiliar
+        commands. Takes moments on source trees, seconds on tens of thousands of files; the directory is not
+        changed. Keep the id: restore_backup brings this state back, diff_backup shows what changed since.
+        """
+        return BackupSummary.of(
+            await self._service().create(
+                dir,
+                name=name,
+                description=description,
+                ttl=ttl,
+                use_gitignore=use_gitignore,
+                excludes=excludes or (),
+                metadata=metadata,
+                full=full,
+                report=ProgressReporter(ctx),
+            )
+        )
+
+    async def restore_backup(
+        self,
+        ctx: ToolContext,
+        backup_id: BackupId,
+        dir: Annotated[
+            str | None,
+            Field(description="Absolute path to restore into. Default: where the backup was taken."),
+        ] = None,
+        mode: Annotated[
+            Mode,
+            Field(
+                description="copy: rewrite what differs. overlay: mount it, instant, gone after a reboot. "
+                "auto: the better of both here."
+            ),
+        ] = "auto",
+        paths: Annotated[
+            Texts, Field(description="Restore only these files or folders, relative to the directory.")
+        ] = None,
+        dry_run: Annotated[bool, Field(description="Only say what would change.")] = False,
+        undo: Annotated[
+            bool, Field(description="Back up the present state first and return its undo_id.")
+        ] = True,
+    ) -> Restored:
+        """Make a directory exactly as it was in a backup: changed and deleted files return, new ones go.
+
+        Use it when a change went wrong. See what it would do first with dry_run. The present state is backed
+        up before: to undo the restore, restore its undo_id. With paths, only those files or folders are
+        restored. Reads the directory once, writes only what differs.
+        """
+        return Restored.of(
+            await self._service().restore(
+                backup_id,
+                dir=dir,
+                mode=mode,
+                paths=paths or (),
+                dry_run=dry_run,
+                undo=undo,
+                report=ProgressReporter(ctx),
+            )
+        )
+
+    async def list_backups(
+        self,
+        dir: Annotated[str | None, Field(description="Only of this directory (absolute path).")] = None,
+        name: Annotated[str | None, Field(description="Only with exactly this name.")] = None,
+        limit: Annotated[int, Field(ge=1, le=MAX_PAGE, description="At most so many.")] = 20,
+        cursor: Annotated[str | None, Field(description="next_cursor of the page before.")] = None,
+        include_expired: Annotated[
+            bool, Field(description="Also those that can no longer be restored.")
+        ] = False,
+    ) -> BackupList:
+        """List backups, newest first, with id, name, directory, size and expiry.
+
+        Use it to find the id for restore_backup, diff_backup, verify_backup or delete_backup. Fast; changes
+        nothing.
+        """
+        return BackupList.of(
+            await self._service().list(
+                dir=dir, name=name, limit=limit, cursor=cursor, include_expired=include_expired
+            )
+        )
+
+    async def delete_backup(self, backup_id: BackupId) -> Deleted:
+        """Delete one backup for good; this cannot be undone.
+
+        The directory itself is not touched, other backups stay whole. Rarely needed: backups expire by
+        themselves.
+        """
+        return Deleted.of(await self._service().delete(backup_id))
+
+    async def diff_backup(
+        self,
+        ctx: ToolContext,
+        backup_id: BackupId,
+        other_id: Annotated[
+            str | None,
+            Field(description="Compare with this later backup, not with the directory as it is now."),
+        ] = None,
+        dir: Annotated[
+            str | None,
+            Field(description="Absolute path to compare with. Default: where the backup was taken."),
+        ] = None,
+    ) -> PathChanges:
+        """Show which paths were added, modified and removed since a backup, or between two backups.
+
+        Use it to review a change before you keep it or restore. Reads the directory once; changes nothing.
+        Counts are exact; at most 50 paths of each kind are named.
+        """
+        return PathChanges.of(
+            await self._service().diff(backup_id, other_id, dir=dir, report=ProgressReporter(ctx))
+        )
+
+    async def verify_backup(self, ctx: ToolContext, backup_id: BackupId) -> Verified:
+        """Read all of a backup's data and check that it is as it was written.
+
+        Use it before you rely on an old or important backup. Cost grows with its size; changes nothing. If ok
+        is false, problem says why: take a new backup, and restore from another.
+        """
+        return Verified.of(await self._service().verify(backup_id, report=ProgressReporter(ctx)))
+
+
+def _hints(*, reads: bool = False, destroys: bool = False, idempotent: bool = True) -> ToolAnnotations:
+    return ToolAnnotations(
+        read_only_hint=reads, destructive_hint=destroys, idempotent_hint=idempotent, open_world_hint=False
+    )
+
+
+def build_tools(
+    open_service: Callable[[], BackupService], *, allowed_dirs: Sequence[str] | None
+) -> list[Tool]:
+    """Return the tools. `allowed_dirs` is told to the model; the service is what holds to it."""
+    tools = Tools(open_service)
+    notes = {"dir": describe_allowed(allowed_dirs)} if allowed_dirs else {}
+    return [
+        strict_tool(function, title=title, annotations=hints, notes=notes)
+        for function, title, hints in (
+            (tools.create_backup, "Back up a directory", _hints(idempotent=False)),
+            (tools.restore_backup, "Restore a backup", _hints(destroys=True)),
+            (tools.list_backups, "List backups", _hints(reads=True)),
+            (tools.delete_backup, "Delete a backup", _hints(destroys=True)),
+            (tools.diff_backup, "Compare with a backup", _hints(reads=True)),
+            (tools.verify_backup, "Verify a backup", _hints(reads=True)),
+        )
+    ]
+
+
+def describe_allowed(allowed_dirs: Sequence[str]) -> str:
+    """Return a sentence that says where the tools may work."""
+    return f"Must be one of these or inside: {', '.join(allowed_dirs)}."

@@ -1,0 +1,448 @@
+"""What goes in and comes out of the operations: options, grants, metadata and results.
+
+Options are strict: an unknown field, a wrong type or a value outside its rule is an error that names the field.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from sandpoint.errors import InvalidBackupConfigError
+
+FORMAT_VERSION = 1
+
+DEFAULT_TTL = 259_200
+"""Seconds (3 days), as in Cloudflare's Sandbox SDK."""
+
+MAX_TTL = 3_155_760_000
+"""Seconds (100 years of 365.25 days): dates stay within what every reader of `meta.json` can say."""
+
+EXPIRY_BUFFER = 60
+"""Seconds before the end of its life in which a backup is no longer restored, so that it lasts to the end of
+the restore. The buffer never eats into the first minute: a backup lives at least min(ttl, 60) seconds."""
+
+MAX_NAME = 256
+MAX_DESCRIPTION = 4096
+MAX_METADATA_ENTRIES = 64
+MAX_METADATA_VALUE = 1024
+MAX_EXCLUDES = 1000
+MAX_LIST = 1000
+
+
+class Strict(BaseModel):
+    """The base of options and results: no unknown fields, no silent conversions, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Options = TypeVar("Options", bound=Strict)
+
+
+def check_options(model: type[Options], values: Mapping[str, object]) -> Options:
+    """Build options of a model from keyword arguments.
+
+    Raises:
+        InvalidBackupConfigError: A value does not meet its rule; the message names each field and why.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InvalidBackupConfigError(describe_invalid(error)) from None
+
+
+def describe_invalid(error: ValidationError) -> str:
+    """Return one sentence for each invalid field, without pydantic's links and types."""
+    sentences = []
+    for problem in error.errors(include_url=False, include_context=False):
+        field = ".".join(str(part) for part in problem["loc"]) or "arguments"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "no such option"
+        given = "" if problem["type"] == "missing" else f" (got {_shorten(problem['input'])})"
+        sentences.append(f"{field}: {message}{given}")
+    return "; ".join(sentences)
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _printable(kind: str, limit: int, *, lines: bool = False) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if len(value) > limit:
+            raise ValueError(f"a {kind} has at most {limit} characters, this one has {len(value)}")
+        for character in value:
+            if unicodedata.category(character) in {"Cc", "Cs"} and not (lines and character in "\n\t"):
+                raise ValueError(f"a {kind} may not hold control characters; remove {character!r}")
+        return value
+
+    return check
+
+
+def _ttl(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("ttl is a number of seconds")  # noqa: TRY004 - pydantic wants ValueError
+    if math.isnan(value) or math.isinf(value) or not 0 < value <= MAX_TTL:
+        raise ValueError(f"ttl is a number of seconds above 0 and at most {MAX_TTL}")
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def parse_backup_id(value: str) -> str:
+    """Return a backup's id in its one form: a lower-case UUID with hyphens.
+
+    Raises:
+        InvalidBackupConfigError: It is no UUID.
+    """
+    try:
+        return _uuid(value)
+    except ValueError as error:
+        raise InvalidBackupConfigError(f"backup_id: {error}") from None
+
+
+def _uuid(value: str) -> str:
+    # UUID() also takes braces, 'urn:' and missing hyphens: names of objects in a store allow one form only.
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
+        raise ValueError(
+            f"{_shorten(value)} is no backup id; ids are UUIDs such as 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5, "
+            "as create and list return them"
+        )
+    return str(UUID(value))
+
+
+def _pattern(value: str) -> str:
+    if not value.strip() or "\0" in value or "\n" in value:
+        raise ValueError("an exclude is one gitignore pattern such as 'node_modules/' or '*.log', not empty")
+    if len(value) > MAX_DESCRIPTION:
+        raise ValueError(f"an exclude has at most {MAX_DESCRIPTION} characters")
+    return value
+
+
+def _relative_path(value: str) -> str:
+    path = value.rstrip("/")
+    if not path or "\0" in path or path.startswith("/") or any(p in {"", ".", ".."} for p in path.split("/")):
+        raise ValueError(
+            "a path to restore is relative to the directory, as diff prints it (for example 'src/app.py'): "
+            "not absolute, without '.' and '..'"
+        )
+    return path
+
+
+BackupId = Annotated[str, AfterValidator(_uuid)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_printable("name", MAX_NAME))]
+Description = Annotated[str, AfterValidator(_printable("description", MAX_DESCRIPTION, lines=True))]
+Ttl = Annotated[int | float, BeforeValidator(_ttl)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+RelativePath = Annotated[str, AfterValidator(_relative_path)]
+MetadataKey = Annotated[str, Field(min_length=1), AfterValidator(_printable("metadata key", MAX_NAME))]
+MetadataValue = Annotated[str, AfterValidator(_printable("metadata value", MAX_METADATA_VALUE, lines=True))]
+UserMetadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)]
+Mode = Literal["auto", "overlay", "copy"]
+Kind = Literal["full", "delta"]
+Compression = Literal["zstd", "lz4"]
+
+
+class CreateOptions(Strict):
+    """What to back up and how to keep it."""
+
+    dir: str
+    name: Name | None = None
+    description: Description | None = None
+    ttl: Ttl = DEFAULT_TTL
+    use_gitignore: bool = False
+    excludes: Annotated[tuple[Pattern, ...], Field(max_length=MAX_EXCLUDES, strict=False)] = ()
+    metadata: UserMetadata = Field(default_factory=dict)
+    full: bool = False
+
+
+class RestoreOptions(Strict):
+    """Which backup to bring back, where and how."""
+
+    backup_id: BackupId
+    dir: str | None = None
+    mode: Mode = "auto"
+    paths: Annotated[tuple[RelativePath, ...], Field(strict=False)] = ()
+    dry_run: bool = False
+    undo: bool = True
+
+
+class ListOptions(Strict):
+    """Which backups to list."""
+
+    dir: str | None = None
+    name: Name | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_LIST)] = 20
+    cursor: str | None = None
+    include_expired: bool = False
+
+
+# -- what travels between the service, a sandbox and a store --
+
+
+class PathGrant(Strict):
+    """Leave to read or write one file of the store by its path. A writer puts it there whole or not at all."""
+
+    kind: Literal["path"] = "path"
+    path: str
+
+
+class StoredFile(Strict):
+    """A file as it lies in a store: its size in bytes and its digest."""
+
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Source(StoredFile):
+    """A stored file with leave to read it."""
+
+    grant: PathGrant
+
+
+class CaptureRequest(Strict):
+    """Capture a directory into a layer and a manifest."""
+
+    dir: str
+    excludes: tuple[Pattern, ...] = ()
+    use_gitignore: bool = False
+    compression: Compression = "zstd"
+    layer: PathGrant
+    manifest: PathGrant
+    cover: Source | None = None
+    """The manifest of a backup about to be restored: what it names is captured although ignored."""
+
+
+class Captured(Strict):
+    """What a capture made."""
+
+    layer: StoredFile
+    manifest: StoredFile
+    file_count: int
+    total_bytes: int
+    unstable_paths: tuple[str, ...] = ()
+    skipped_mounts: tuple[str, ...] = ()
+
+
+class CompareRequest(Strict):
+    """Compare a directory with a backup."""
+
+    dir: str
+    manifest: Source
+    layers: tuple[Source, ...]
+    excludes: tuple[Pattern, ...] = ()
+    use_gitignore: bool = False
+    paths: tuple[RelativePath, ...] = ()
+
+
+class ApplyRequest(CompareRequest):
+    """Make a directory equal to a backup."""
+
+    backup_id: BackupId
+    mode: Mode = "auto"
+
+
+class Changes(Strict):
+    """What differs between two trees, as paths relative to the directory, sorted.
+
+    Names that are not UTF-8 are shown with backslash escapes. A directory that came or went is listed with
+    everything in it.
+    """
+
+    added: tuple[str, ...] = ()
+    modified: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything differs."""
+        return bool(self.added or self.modified or self.removed)
+
+
+class Applied(Strict):
+    """What a sandbox did to its directory. `changes` is None in overlay mode, whose cost is not the tree's."""
+
+    mode: Literal["overlay", "copy"]
+    changes: Changes | None
+    kept_paths: tuple[str, ...] = ()
+    skipped_mounts: tuple[str, ...] = ()
+
+
+class Capability(Strict):
+    """One thing that a machine can or cannot do."""
+
+    name: str
+    available: bool
+    needed_for: str
+    detail: str = ""
+    remedy: str = ""
+
+
+class Capabilities(Strict):
+    """What a sandbox can do, as `doctor` tells it."""
+
+    sandbox: str
+    overlay: Literal["kernel", "fuse"] | None
+    items: tuple[Capability, ...]
+
+
+class Progress(Strict):
+    """How far a long operation has come; `total` is None where nobody can know."""
+
+    phase: str
+    done: int = 0
+    total: int | None = None
+
+
+Report = Callable[[Progress], Coroutine[Any, Any, None]]
+"""Told of progress by long operations; must be quick."""
+
+
+# -- metadata in the store: `meta.json` --
+
+
+class _Stored(BaseModel):
+    # Unknown fields are let through: another program, or a later version within this format, may add some.
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+class StoredLayer(_Stored):
+    """A layer of a backup: its key in the store, size in bytes and digest."""
+
+    key: Annotated[str, Field(pattern=r"^backups/[0-9a-f-]{36}/[a-z0-9]{1,32}\.[a-z0-9]{1,32}$")]
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class BackupMetadata(_Stored):
+    """`meta.json`, format version 1. Names are camelCase there, as Cloudflare's Sandbox SDK writes them."""
+
+    format_version: Literal[1]
+    id: BackupId
+    dir: str
+    name: str | None = None
+    description: str | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    kind: Kind = "full"
+    parent_id: BackupId | None = None
+    sandbox_id: str
+    ttl: Ttl
+    created_at: datetime
+    expires_at: datetime
+    size_bytes: Annotated[int, Field(ge=0)]
+    total_bytes: Annotated[int, Field(ge=0)]
+    file_count: Annotated[int, Field(ge=0)]
+    excludes: tuple[str, ...] = ()
+    use_gitignore: bool = False
+    manifest: StoredLayer
+    layers: Annotated[tuple[StoredLayer, ...], Field(min_length=1)]
+    """Bottom first."""
+
+    @property
+    def restorable_until(self) -> datetime:
+        """The end of its life less the buffer."""
+        buffer = min(EXPIRY_BUFFER, max(0.0, self.ttl - EXPIRY_BUFFER))
+        return self.created_at + timedelta(seconds=self.ttl - buffer)
+
+    def is_expired(self, now: datetime | None = None) -> bool:
+        """Whether it may no longer be restored."""
+        return (now or datetime.now(UTC)) >= self.restorable_until
+
+
+# -- results of the service, snake_case everywhere --
+
+
+class Backup(Strict):
+    """A backup, as create and list return it. Sizes are in bytes; `file_count` counts all but directories."""
+
+    id: str
+    dir: str
+    name: str | None
+    kind: Kind
+    parent_id: str | None
+    size_bytes: int
+    total_bytes: int
+    file_count: int
+    created_at: datetime
+    expires_at: datetime
+    description: str | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    excludes: tuple[str, ...] = ()
+    use_gitignore: bool = False
+    sandbox_id: str = ""
+    unstable_paths: tuple[str, ...] = ()
+    skipped_mounts: tuple[str, ...] = ()
+
+    @classmethod
+    def from_metadata(cls, stored: BackupMetadata, captured: Captured | None = None) -> "Backup":
+        """Build from `meta.json`; with `captured`, what only the creator can tell is said too."""
+        fields: dict[str, Any] = {
+            name: getattr(stored, name) for name in cls.model_fields if name in BackupMetadata.model_fields
+        }
+        if captured is not None:
+            fields |= {"unstable_paths": captured.unstable_paths, "skipped_mounts": captured.skipped_mounts}
+        return cls(**fields)
+
+
+class BackupPage(Strict):
+    """Backups, newest first. `next_cursor` asks for the following page; None where there is none."""
+
+    backups: tuple[Backup, ...]
+    next_cursor: str | None = None
+
+
+class RestoreResult(Strict):
+    """What a restore did, or with `dry_run` would do.
+
+    `undo_id` is a backup of the state before; None where nothing was changed or no undo was wanted.
+    `changes` is None in overlay mode. `kept_paths` are extra directories that stay because they hold excluded
+    paths; `skipped_mounts` are mounts inside the directory, whose contents are never touched.
+    """
+
+    success: bool
+    id: str
+    dir: str
+    mode: Literal["overlay", "copy"]
+    dry_run: bool = False
+    changes: Changes | None
+    undo_id: str | None
+    kept_paths: tuple[str, ...] = ()
+    skipped_mounts: tuple[str, ...] = ()
+
+
+class VerifyResult(Strict):
+    """Whether all that a backup consists of is as it was written."""
+
+    id: str
+    ok: bool
+    checked_bytes: int
+    problem: str | None = None
+
+
+class DeleteResult(Strict):
+    """A deleted backup; `freed_bytes` counts files that no other backup names."""
+
+    id: str
+    deleted: bool = True
+    freed_bytes: int
+
+
+class UnmountResult(Strict):
+    """An overlay taken down. `undo_id` holds what had been written to it, None where nothing was."""
+
+    dir: str
+    backup_id: str
+    undo_id: str | None
+
+
+class PruneResult(Strict):
+    """What a prune reclaimed."""
+
+    removed: tuple[str, ...]
+    abandoned: tuple[str, ...]
+    freed_bytes: int

@@ -1,0 +1,76 @@
+"""What every sandbox can do."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from sandpoint.models import (
+    Applied,
+    ApplyRequest,
+    BackupId,
+    Capabilities,
+    Captured,
+    CaptureRequest,
+    Changes,
+    CompareRequest,
+    Report,
+    Strict,
+)
+
+
+class OverlayState(Strict):
+    """An overlay of ours on a directory; `written` says whether anything in it was changed since."""
+
+    backup_id: BackupId
+    written: bool
+
+
+class Sandbox(Protocol):
+    """A place with trees in it. All but `turn` and `capabilities` are called during a turn."""
+
+    async def id(self) -> str:
+        """Return the name of the sandbox in the metadata of its backups."""
+        ...
+
+    def resolve(self, dir: str) -> str:
+        """Return a directory's path in its one form.
+
+        Raises:
+            InvalidBackupConfigError: It may not be backed up or restored.
+        """
+        ...
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait for all that was asked of this sandbox before, here and in other processes."""
+        ...
+
+    async def capture(self, request: CaptureRequest, report: Report) -> Captured:
+        """Walk, build a layer, send it through the grant; on failure nothing is left."""
+        ...
+
+    async def compare(self, request: CompareRequest, report: Report) -> Changes:
+        """Return what a restore would do."""
+        ...
+
+    async def compare_backups(self, older: CompareRequest, newer: CompareRequest, report: Report) -> Changes:
+        """Return what changed from one backup to another."""
+        ...
+
+    async def restore(self, request: ApplyRequest, report: Report) -> Applied:
+        """Make a directory equal to a backup, or leave it as it was."""
+        ...
+
+    async def overlay_on(self, dir: str) -> OverlayState | None:
+        """Return the overlay of ours that is mounted on a directory."""
+        ...
+
+    async def unmount(self, dir: str) -> None:
+        """Take the overlay on a directory down, and drop what was written to it."""
+        ...
+
+    async def prune(self) -> list[str]:
+        """Drop overlays that are mounted no more, with what was written to them; return their directories."""
+        ...
+
+    async def capabilities(self) -> Capabilities:
+        """Return what can be done here."""
+        ...

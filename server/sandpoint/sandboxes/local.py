@@ -1,0 +1,169 @@
+"""The sandbox that is this machine: the engine in worker threads."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+
+from sandpoint.engine import capture as capture_engine
+from sandpoint.engine import overlay as overlays
+from sandpoint.engine import restore as restore_engine
+from sandpoint.engine.capabilities import find_capabilities
+from sandpoint.engine.directory import check_allowed, parse_directory
+from sandpoint.engine.state import State
+from sandpoint.engine.tools import Monitor
+from sandpoint.models import (
+    Applied,
+    ApplyRequest,
+    Capabilities,
+    Captured,
+    CaptureRequest,
+    Changes,
+    CompareRequest,
+    Progress,
+    Report,
+)
+from sandpoint.sandboxes.base import OverlayState
+
+Result = TypeVar("Result")
+
+_POLL_S = 0.01
+_REPORT_EVERY_S = 0.1
+
+
+class _ThreadMonitor:
+    """Carries progress out of a worker thread, and cancellation into it."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._last = 0.0
+        self._phase = ""
+
+    def check(self) -> None:
+        anyio.from_thread.check_cancelled()
+
+    def progress(self, phase: str, done: int, total: int | None = None) -> None:
+        self.check()
+        now = time.monotonic()
+        if phase != self._phase or now - self._last >= _REPORT_EVERY_S:
+            self._phase, self._last = phase, now
+            anyio.from_thread.run(self._report, Progress(phase=phase, done=done, total=total))
+
+
+class LocalSandbox:
+    """Directories of this machine. Implements `Sandbox`."""
+
+    def __init__(
+        self,
+        state_dir: str,
+        *,
+        allowed_dirs: Sequence[str] | None = None,
+        kept_out: Sequence[str] = (),
+        overlay: Literal["kernel", "fuse"] | None = None,
+    ) -> None:
+        """Describe the sandbox; nothing is made or read yet.
+
+        Args:
+            state_dir: The state directory's path.
+            allowed_dirs: Directories that may be used, with all below them; None allows any but the system's.
+            kept_out: Directories, besides the state directory, that may not lie in one used, nor it in them.
+            overlay: Mount overlays this way only; by default the kernel's where it can, else FUSE.
+        """
+        self._state = State(state_dir)
+        self._allowed = allowed_dirs
+        self._kept_out = (state_dir, *kept_out)
+        self._overlay = overlay
+
+    async def id(self) -> str:
+        """Return `local:` and a number made up when the state directory was first used."""
+        return self._state.sandbox_id()
+
+    def resolve(self, dir: str) -> str:
+        """Return a directory's path in its one form; see `Sandbox`."""
+        path = parse_directory(dir)
+        check_allowed(path, self._allowed, self._kept_out)
+        return path
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for the operations that came before, then clear up after those that died."""
+        ticket = self._state.draw_ticket()
+        try:
+            while not ticket.is_next():  # noqa: ASYNC110 - the queue is shared with other processes
+                await anyio.sleep(_POLL_S)
+            await anyio.to_thread.run_sync(self._heal)
+            yield
+        finally:
+            ticket.give_back()
+
+    def _heal(self) -> None:
+        self._state.heal()
+        overlays.heal(self._state)
+
+    async def capture(self, request: CaptureRequest, report: Report) -> Captured:
+        """Capture a directory; see `sandpoint.engine.capture.capture`."""
+        return await self._run(lambda monitor: capture_engine.capture(request, self._state, monitor), report)
+
+    async def compare(self, request: CompareRequest, report: Report) -> Changes:
+        """Compare a directory with a backup; see `sandpoint.engine.restore.compare`."""
+        return await self._run(lambda monitor: restore_engine.compare(request, self._state, monitor), report)
+
+    async def compare_backups(self, older: CompareRequest, newer: CompareRequest, report: Report) -> Changes:
+        """Compare two backups; see `sandpoint.engine.restore.compare_backups`."""
+        return await self._run(
+            lambda monitor: restore_engine.compare_backups(older, newer, self._state, monitor), report
+        )
+
+    async def restore(self, request: ApplyRequest, report: Report) -> Applied:
+        """Restore a directory; see `sandpoint.engine.restore.restore`.
+
+        Here `auto` is `copy`: on a person's own machine an overlay is gone after a reboot.
+        """
+
+        def work(monitor: Monitor) -> Applied:
+            kind = overlays.available_kind(self._state, self._overlay)[0] if request.mode == "overlay" else None
+            return restore_engine.restore(request, self._state, kind, monitor)
+
+        return await self._run(work, report)
+
+    async def overlay_on(self, dir: str) -> OverlayState | None:
+        """Return the overlay of ours that is mounted on a directory."""
+        overlay = self._find_overlay(dir)
+        if overlay is None:
+            return None
+        return OverlayState(backup_id=overlay.record.backup_id, written=overlay.is_written())
+
+    async def unmount(self, dir: str) -> None:
+        """Take the overlay on a directory down, and those below it, and drop what was written to them."""
+
+        def work() -> None:
+            with overlays.set_aside(self._state, dir, lambda: None):
+                pass
+
+        await anyio.to_thread.run_sync(work)
+
+    def _find_overlay(self, dir: str) -> overlays.Overlay | None:
+        self._state.prepare()
+        return next((o for o in overlays.own_overlays(self._state, dir) if o.record.dir == dir), None)
+
+    async def prune(self) -> list[str]:
+        """Drop overlays that are mounted no more; return their directories."""
+
+        def work() -> list[str]:
+            lost = overlays.orphans(self._state)
+            for overlay in lost:
+                overlay.discard()
+            return [overlay.record.dir for overlay in lost]
+
+        return await anyio.to_thread.run_sync(work)
+
+    async def capabilities(self) -> Capabilities:
+        """Return what this machine can do, found out by trying."""
+        return await anyio.to_thread.run_sync(find_capabilities, self._state, self._overlay)
+
+    async def _run(self, work: Callable[[Monitor], Result], report: Report) -> Result:
+        return await anyio.to_thread.run_sync(work, _ThreadMonitor(report))

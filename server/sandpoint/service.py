@@ -1,0 +1,497 @@
+"""BackupService: every operation, read top to bottom as the steps of the design."""
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+import anyio
+
+from sandpoint.engine import transfer
+from sandpoint.engine.manifest import Manifest
+from sandpoint.errors import (
+    BackupExpiredError,
+    BackupIntegrityError,
+    BackupRestoreError,
+    InvalidBackupConfigError,
+)
+from sandpoint.models import (
+    DEFAULT_TTL,
+    FORMAT_VERSION,
+    Applied,
+    ApplyRequest,
+    Backup,
+    BackupMetadata,
+    BackupPage,
+    Capabilities,
+    Captured,
+    CaptureRequest,
+    Changes,
+    CompareRequest,
+    Compression,
+    CreateOptions,
+    DeleteResult,
+    ListOptions,
+    Mode,
+    Progress,
+    PruneResult,
+    Report,
+    RestoreOptions,
+    RestoreResult,
+    Source,
+    StoredLayer,
+    UnmountResult,
+    VerifyResult,
+    check_options,
+    parse_backup_id,
+)
+from sandpoint.sandboxes import Sandbox
+from sandpoint.sandboxes.local import LocalSandbox
+from sandpoint.settings import Settings, read_settings
+from sandpoint.stores import Store, open_store
+from sandpoint.stores.base import Position, Upload
+
+UNDO_NAME = "undo"
+"""The name of backups that a restore takes of the state before."""
+
+
+async def _silent(_progress: Progress) -> None:
+    """Report to nobody."""
+
+
+class BackupService:
+    """Backups of the directories of one sandbox, in one store.
+
+    Every operation checks its arguments first and raises `InvalidBackupConfigError` if they are not fit; all may
+    raise `StoreUnavailableError` and `SandboxUnavailableError`. A cancelled operation leaves nothing behind.
+    """
+
+    def __init__(self, sandbox: Sandbox, store: Store, *, compression: Compression = "zstd") -> None:
+        """Put a sandbox and a store together.
+
+        Args:
+            sandbox: Where the directories are.
+            store: Where backups are kept.
+            compression: Of new layers.
+        """
+        self._sandbox = sandbox
+        self._store = store
+        self._compression: Compression = compression
+
+    async def create(
+        self,
+        dir: str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        ttl: float = DEFAULT_TTL,
+        use_gitignore: bool = False,
+        excludes: Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
+        full: bool = False,
+        report: Report | None = None,
+    ) -> Backup:
+        """Back up a directory.
+
+        Args:
+            dir: An absolute path without links.
+            name: At most 256 characters, to find it by.
+            description: At most 4096 characters.
+            ttl: Seconds that the backup can be restored for.
+            use_gitignore: Leave out what git ignores there.
+            excludes: Patterns in gitignore syntax of what else is left out.
+            metadata: At most 64 keys and values of the caller's own.
+            full: Do not build on an earlier backup. All backups are full in this version.
+            report: Told of progress.
+
+        Raises:
+            BackupCreateError: It could not be made, and nothing of it is left.
+        """
+        options = check_options(
+            CreateOptions,
+            {
+                "dir": dir,
+                "name": name,
+                "description": description,
+                "ttl": ttl,
+                "use_gitignore": use_gitignore,
+                "excludes": _tuple(excludes),
+                "metadata": dict(metadata or {}),
+                "full": full,
+            },
+        )
+        path = self._sandbox.resolve(options.dir)
+        async with self._sandbox.turn():
+            return await self._capture(path, options, report or _silent)
+
+    async def _capture(
+        self, path: str, options: CreateOptions, report: Report, *, cover: Source | None = None
+    ) -> Backup:
+        backup_id = _new_id()
+        async with self._uploading(backup_id) as upload:
+            captured = await self._sandbox.capture(
+                CaptureRequest(
+                    dir=path,
+                    excludes=options.excludes,
+                    use_gitignore=options.use_gitignore,
+                    compression=self._compression,
+                    layer=upload.layer,
+                    manifest=upload.manifest,
+                    cover=cover,
+                ),
+                report,
+            )
+            metadata = _describe(backup_id, path, options, await self._sandbox.id(), upload, captured)
+            await self._store.commit(metadata)
+        return Backup.from_metadata(metadata, captured)
+
+    @asynccontextmanager
+    async def _uploading(self, backup_id: str) -> AsyncIterator[Upload]:
+        try:
+            yield await self._store.begin(backup_id)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._store.abandon(backup_id)
+            raise
+
+    async def restore(
+        self,
+        backup_id: str,
+        *,
+        dir: str | None = None,
+        mode: Mode = "auto",
+        paths: Iterable[str] = (),
+        dry_run: bool = False,
+        undo: bool = True,
+        report: Report | None = None,
+    ) -> RestoreResult:
+        """Bring a backup back.
+
+        Args:
+            backup_id: Which.
+            dir: Where to, if not where it was taken; created if missing.
+            mode: `copy` makes the directory itself equal to the backup; `overlay` mounts the backup over it, until
+                a reboot or `unmount`; `auto` is what suits the sandbox (`copy` on this machine).
+            paths: Restore only these, relative to the directory (mode `copy`).
+            dry_run: Change nothing, and return what would change.
+            undo: Back up the present state first, if it differs, and return that backup's id as `undo_id`.
+            report: Told of progress.
+
+        Raises:
+            BackupNotFoundError, BackupExpiredError: There is no such backup, or no more.
+            BackupIntegrityError: It is damaged; found before the directory is touched.
+            BackupCreateError: The present state could not be backed up; nothing was changed.
+            BackupRestoreError: It failed; the directory is as before, or the message says otherwise.
+        """
+        options = check_options(
+            RestoreOptions,
+            {
+                "backup_id": backup_id,
+                "dir": dir,
+                "mode": mode,
+                "paths": _tuple(paths),
+                "dry_run": dry_run,
+                "undo": undo,
+            },
+        )
+        report = report or _silent
+        metadata = await self._store.read(options.backup_id)
+        _refuse_expired(metadata)
+        path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
+        comparison = self._comparison(metadata, path, options.paths)
+        async with self._sandbox.turn():
+            if options.dry_run:
+                changes = await self._sandbox.compare(comparison, report)
+                return _planned(metadata.id, path, options, changes)
+            undo_id = await self._keep_way_back(metadata, comparison, report) if options.undo else None
+            applied = await self._apply(metadata.id, comparison, options.mode, undo_id, report)
+        return RestoreResult(
+            success=True,
+            id=metadata.id,
+            dir=path,
+            mode=applied.mode,
+            changes=applied.changes,
+            undo_id=undo_id,
+            kept_paths=applied.kept_paths,
+            skipped_mounts=applied.skipped_mounts,
+        )
+
+    def _comparison(self, metadata: BackupMetadata, path: str, paths: tuple[str, ...] = ()) -> CompareRequest:
+        return CompareRequest(
+            dir=path,
+            manifest=self._store.source(metadata.manifest),
+            layers=tuple(self._store.source(layer) for layer in metadata.layers),
+            excludes=metadata.excludes,
+            use_gitignore=metadata.use_gitignore,
+            paths=paths,
+        )
+
+    async def _keep_way_back(self, metadata: BackupMetadata, comparison: CompareRequest, report: Report) -> str | None:
+        """Back up what the restore would change: no more is excluded than the restore itself leaves alone."""
+        changes = await self._sandbox.compare(comparison, report)
+        if not (changes.modified or changes.removed) and not await self._sandbox.overlay_on(comparison.dir):
+            return None
+        options = CreateOptions(
+            dir=comparison.dir,
+            name=UNDO_NAME,
+            description=f"{comparison.dir} before backup {metadata.id} was restored to it",
+            excludes=comparison.excludes,
+            use_gitignore=comparison.use_gitignore,
+            metadata={"undo_of": metadata.id},
+        )
+        return (await self._capture(comparison.dir, options, report, cover=comparison.manifest)).id
+
+    async def _apply(
+        self, backup_id: str, comparison: CompareRequest, mode: Mode, undo_id: str | None, report: Report
+    ) -> Applied:
+        request = ApplyRequest(**{**dict(comparison), "backup_id": backup_id, "mode": mode})
+        try:
+            return await self._sandbox.restore(request, report)
+        except BackupRestoreError as error:
+            if not error.partly or undo_id is None:
+                await self._forget(undo_id)
+                raise
+            raise BackupRestoreError(f"{error}; or restore the state before, backup {undo_id}", partly=True) from error
+        except BaseException:
+            await self._forget(undo_id)
+            raise
+
+    async def _forget(self, undo_id: str | None) -> None:
+        if undo_id is not None:
+            with anyio.CancelScope(shield=True):
+                await self._store.hide(undo_id)
+                await self._store.reclaim()
+
+    async def list(
+        self,
+        *,
+        dir: str | None = None,
+        name: str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+        include_expired: bool = False,
+    ) -> BackupPage:
+        """List backups, newest first.
+
+        Args:
+            dir: Only those of this directory.
+            name: Only those of this name.
+            limit: At most so many, up to 1000.
+            cursor: The `next_cursor` of the page before.
+            include_expired: Also those that can no longer be restored.
+        """
+        options = check_options(
+            ListOptions,
+            {"dir": dir, "name": name, "limit": limit, "cursor": cursor, "include_expired": include_expired},
+        )
+        wanted_dir = options.dir.rstrip("/") if options.dir is not None else None
+        after = Position.from_cursor(options.cursor) if options.cursor is not None else None
+        now = datetime.now(UTC)
+        found: list[BackupMetadata] = []
+        async for metadata in self._store.newest(after):
+            if (
+                (wanted_dir is None or metadata.dir == wanted_dir)
+                and (options.name is None or metadata.name == options.name)
+                and (options.include_expired or not metadata.is_expired(now))
+            ):
+                found.append(metadata)
+                if len(found) > options.limit:
+                    break
+        page = found[: options.limit]
+        more = len(found) > options.limit
+        return BackupPage(
+            backups=tuple(Backup.from_metadata(metadata) for metadata in page),
+            next_cursor=Position.of(page[-1]).to_cursor() if more else None,
+        )
+
+    async def diff(
+        self,
+        backup_id: str,
+        other_id: str | None = None,
+        *,
+        dir: str | None = None,
+        report: Report | None = None,
+    ) -> Changes:
+        """Return what changed since a backup: in the directory as it is, or up to another backup.
+
+        Args:
+            backup_id: The earlier state.
+            other_id: A backup with the later state; by default the directory as it is now.
+            dir: Compare with this directory instead of the one it was taken of.
+            report: Told of progress.
+
+        Raises:
+            BackupNotFoundError, BackupIntegrityError: There is no such backup, or it is damaged.
+            BackupRestoreError: The directory cannot be read.
+        """
+        report = report or _silent
+        if other_id is not None and dir is not None:
+            raise InvalidBackupConfigError("dir: compare with another backup or with a directory, not with both")
+        metadata = await self._store.read(parse_backup_id(backup_id))
+        if other_id is not None:
+            other = await self._store.read(parse_backup_id(other_id))
+            older, newer = (self._comparison(each, each.dir) for each in (metadata, other))
+            async with self._sandbox.turn():
+                return await self._sandbox.compare_backups(older, newer, report)
+        path = self._sandbox.resolve(dir if dir is not None else metadata.dir)
+        async with self._sandbox.turn():
+            back = await self._sandbox.compare(self._comparison(metadata, path), report)
+        return Changes(added=back.removed, modified=back.modified, removed=back.added)
+
+    async def verify(self, backup_id: str, *, report: Report | None = None) -> VerifyResult:
+        """Read all that a backup consists of again, and compare it with its digests.
+
+        Raises:
+            BackupNotFoundError: There is no such backup.
+        """
+        report = report or _silent
+        wanted = parse_backup_id(backup_id)
+        checked = 0
+        try:
+            metadata = await self._store.read(wanted)
+            files = (metadata.manifest, *metadata.layers)
+            total = sum(stored.size for stored in files)
+            for stored in files:
+                await report(Progress(phase="verifying", done=checked, total=total))
+                await self._check(stored, is_manifest=stored is metadata.manifest)
+                checked += stored.size
+        except BackupIntegrityError as error:
+            return VerifyResult(id=wanted, ok=False, checked_bytes=checked, problem=str(error))
+        return VerifyResult(id=wanted, ok=True, checked_bytes=checked)
+
+    async def _check(self, stored: StoredLayer, *, is_manifest: bool) -> None:
+        source = self._store.source(stored)
+
+        def work() -> None:
+            if is_manifest:
+                Manifest.from_bytes(transfer.fetch_bytes(source))
+            else:
+                transfer.check_file(source, anyio.from_thread.check_cancelled)
+
+        await anyio.to_thread.run_sync(work)
+
+    async def delete(self, backup_id: str) -> DeleteResult:
+        """Delete a backup: hidden at once, its files removed unless another backup names them.
+
+        Raises:
+            BackupNotFoundError: There is no such backup.
+        """
+        wanted = parse_backup_id(backup_id)
+        with suppress(BackupIntegrityError):  # damaged metadata is no reason to keep it
+            await self._store.read(wanted)
+        await self._store.hide(wanted)
+        _, freed = await self._store.reclaim()
+        return DeleteResult(id=wanted, freed_bytes=freed)
+
+    async def prune(self) -> PruneResult:
+        """Delete expired backups, and reclaim what no backup names: files of abandoned creates, lost overlays."""
+        now = datetime.now(UTC)
+        expired = [metadata.id async for metadata in self._store.newest() if now >= metadata.expires_at]
+        for backup_id in expired:
+            await self._store.hide(backup_id)
+        reclaimed, freed = await self._store.reclaim()
+        async with self._sandbox.turn():
+            overlays = await self._sandbox.prune()
+        abandoned = sorted({*reclaimed} - {*expired}) + overlays
+        return PruneResult(removed=tuple(expired), abandoned=tuple(abandoned), freed_bytes=freed)
+
+    async def unmount(self, dir: str, *, undo: bool = True, report: Report | None = None) -> UnmountResult:
+        """Take an overlay down: the directory shows again what was there before it was restored.
+
+        Args:
+            dir: Where the overlay is.
+            undo: Back up what it shows first, if anything was written to it.
+            report: Told of progress.
+        """
+        path = self._sandbox.resolve(dir)
+        async with self._sandbox.turn():
+            overlay = await self._sandbox.overlay_on(path)
+            if overlay is None:
+                raise InvalidBackupConfigError(
+                    f"dir: no overlay of Sandpoint is mounted on {path}; 'sandpoint doctor' lists those that are"
+                )
+            undo_id = None
+            if undo and overlay.written:
+                description = f"{path} before the overlay of backup {overlay.backup_id} was taken down"
+                options = CreateOptions(dir=path, name=UNDO_NAME, description=description)
+                undo_id = (await self._capture(path, options, report or _silent)).id
+            await self._sandbox.unmount(path)
+        return UnmountResult(dir=path, backup_id=overlay.backup_id, undo_id=undo_id)
+
+    async def capabilities(self) -> Capabilities:
+        """Return what the sandbox can do."""
+        return await self._sandbox.capabilities()
+
+
+def _tuple(values: Iterable[str]) -> object:
+    # A string is an iterable of strings too; left as it is, its type is refused with a message.
+    return values if isinstance(values, str) else tuple(values)
+
+
+def _new_id() -> str:
+    from uuid6 import uuid7
+
+    return str(uuid7())
+
+
+def _describe(
+    backup_id: str, path: str, options: CreateOptions, sandbox_id: str, upload: Upload, captured: Captured
+) -> BackupMetadata:
+    now = datetime.now(UTC)
+    return BackupMetadata(
+        format_version=FORMAT_VERSION,
+        id=backup_id,
+        dir=path,
+        name=options.name,
+        description=options.description,
+        metadata=options.metadata,
+        kind="full",
+        sandbox_id=sandbox_id,
+        ttl=options.ttl,
+        created_at=now,
+        expires_at=now + timedelta(seconds=options.ttl),
+        size_bytes=captured.layer.size,
+        total_bytes=captured.total_bytes,
+        file_count=captured.file_count,
+        excludes=options.excludes,
+        use_gitignore=options.use_gitignore,
+        manifest=StoredLayer(key=upload.manifest_key, **dict(captured.manifest)),
+        layers=(StoredLayer(key=upload.layer_key, **dict(captured.layer)),),
+    )
+
+
+def _refuse_expired(metadata: BackupMetadata) -> None:
+    if metadata.is_expired():
+        raise BackupExpiredError(
+            f"backup {metadata.id} expires at {metadata.expires_at:%Y-%m-%d %H:%M:%S} UTC and can be restored until "
+            f"{metadata.restorable_until:%H:%M:%S} only; choose a younger one, and give the next a longer ttl"
+        )
+
+
+def _planned(backup_id: str, path: str, options: RestoreOptions, changes: Changes) -> RestoreResult:
+    return RestoreResult(
+        success=True,
+        id=backup_id,
+        dir=path,
+        mode="overlay" if options.mode == "overlay" else "copy",
+        dry_run=True,
+        changes=changes,
+        undo_id=None,
+    )
+
+
+def open_service(settings: Settings | None = None) -> BackupService:
+    """Return a service for the store and sandbox of the settings, by default those of the environment.
+
+    Raises:
+        InvalidBackupConfigError: The settings name no store or sandbox that there is.
+    """
+    settings = settings or read_settings()
+    store = open_store(settings.store)
+    if settings.sandbox != "local":
+        raise InvalidBackupConfigError(f"sandbox: {settings.sandbox!r} is unknown; use 'local'")
+    sandbox = LocalSandbox(
+        settings.state_dir,
+        allowed_dirs=settings.allowed_dirs,
+        kept_out=(store.local_path,) if store.local_path is not None else (),
+    )
+    return BackupService(sandbox, store, compression=settings.compression)

@@ -1,0 +1,82 @@
+"""Environment and defaults, in one place.
+
+Read by hand and not with pydantic-settings, whose import alone takes longer than `sandpoint list`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sandpoint.errors import InvalidBackupConfigError
+from sandpoint.models import Compression, describe_invalid
+
+PREFIX = "SANDPOINT_"
+
+
+class Settings(BaseModel):
+    """Where backups are kept, of what, and by which rules; each field is the variable `SANDPOINT_<NAME>`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str = Field(default_factory=lambda: Path(platformdirs.user_data_dir("sandpoint"), "store").as_uri())
+    """`file:///path`."""
+
+    sandbox: str = "local"
+    """`local`."""
+
+    allowed_dirs: tuple[str, ...] | None = None
+    """Directories that may be backed up or restored, `:`-separated; None leaves it to the door."""
+
+    state_dir: str = Field(default_factory=lambda: platformdirs.user_state_dir("sandpoint"))
+    """Queue, staging, overlays' upper layers, and notes of checked layers. On a filesystem that can hold an
+    overlay's upper layer (not itself an overlay), best the one that the directories are on."""
+
+    compression: Compression = "zstd"
+    """Of new layers."""
+
+    @field_validator("allowed_dirs", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("allowed_dirs")
+    @classmethod
+    def _resolve_all(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(resolve(path) for path in value)
+
+    @field_validator("state_dir")
+    @classmethod
+    def _resolve(cls, value: str) -> str:
+        return resolve(value)
+
+
+def resolve(path: str) -> str:
+    """Return where a configured path really is: directories are opened without following links.
+
+    Raises:
+        ValueError: It is relative.
+    """
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r} is relative, and must be an absolute path")
+    return str(Path(path).resolve())
+
+
+def read_settings(environment: Mapping[str, str] = os.environ, **overrides: object) -> Settings:
+    """Read the environment; overrides that are not None win, empty variables count as unset.
+
+    Raises:
+        InvalidBackupConfigError: A value does not meet its rule; the message names it.
+    """
+    values: dict[str, object] = {
+        name: environment[PREFIX + name.upper()]
+        for name in Settings.model_fields
+        if environment.get(PREFIX + name.upper())
+    }
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise InvalidBackupConfigError(f"settings ({PREFIX}...): {describe_invalid(error)}") from None

@@ -1,0 +1,115 @@
+"""What every store can do."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from sandpoint.errors import InvalidBackupConfigError
+from sandpoint.models import BackupMetadata, PathGrant, Source, StoredLayer, parse_backup_id
+
+LAYER_NAME = "data.sqsh"
+MANIFEST_NAME = "manifest.zst"
+METADATA_NAME = "meta.json"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Leave to write the files of one new backup, and their keys."""
+
+    layer: PathGrant
+    manifest: PathGrant
+    layer_key: str
+    manifest_key: str
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A backup's place in a list by time: milliseconds since 1970, then the id."""
+
+    created_ms: int
+    id: str
+
+    def to_cursor(self) -> str:
+        """Return it as the text that a client gives back."""
+        return f"{self.created_ms:012x}.{self.id}"
+
+    @classmethod
+    def from_cursor(cls, cursor: str) -> "Position":
+        """Read what `to_cursor` wrote.
+
+        Raises:
+            InvalidBackupConfigError: It is none.
+        """
+        time, _, backup_id = cursor.partition(".")
+        try:
+            return cls(int(time, 16), parse_backup_id(backup_id))
+        except (ValueError, InvalidBackupConfigError):
+            raise InvalidBackupConfigError(
+                f"cursor: {cursor[:80]!r} is none; pass the next_cursor of the page before, or leave it out"
+            ) from None
+
+    @classmethod
+    def of(cls, metadata: BackupMetadata) -> "Position":
+        """Return a backup's place: ids made by time carry it, others are placed by their metadata."""
+        return cls(time_of(metadata.id) or int(metadata.created_at.timestamp() * 1000), metadata.id)
+
+
+def time_of(backup_id: str) -> int | None:
+    """Return the time in a UUIDv7, in milliseconds since 1970; None for other versions."""
+    number = UUID(backup_id)
+    return number.int >> 80 if number.version == 7 else None
+
+
+def key_of(backup_id: str, name: str) -> str:
+    """Return the key of a file of a backup."""
+    return f"backups/{backup_id}/{name}"
+
+
+class Store(Protocol):
+    """Keeps backups. A backup exists when its `meta.json` does.
+
+    Raises, everywhere: `StoreUnavailableError` where the store cannot be reached, read or written.
+    """
+
+    @property
+    def local_path(self) -> str | None:
+        """Where it lies on this machine, if it does: no directory around or in it may be backed up."""
+        ...
+
+    async def begin(self, backup_id: str) -> Upload:
+        """Grant leave to write a new backup's files. End with `commit` or `abandon`."""
+        ...
+
+    async def commit(self, metadata: BackupMetadata) -> None:
+        """Make a backup visible, once its files are there: an id is committed once."""
+        ...
+
+    async def abandon(self, backup_id: str) -> None:
+        """Remove all parts of a backup that was not committed."""
+        ...
+
+    async def read(self, backup_id: str) -> BackupMetadata:
+        """Return a backup's metadata.
+
+        Raises:
+            BackupNotFoundError: There is none of that id.
+            BackupIntegrityError: Its metadata is damaged.
+        """
+        ...
+
+    def newest(self, after: Position | None = None) -> AsyncIterator[BackupMetadata]:
+        """Iterate over backups, newest first, from just after a position; damaged ones are logged and passed over."""
+        ...
+
+    def source(self, stored: StoredLayer) -> Source:
+        """Grant leave to read a file."""
+        ...
+
+    async def hide(self, backup_id: str) -> None:
+        """Take a backup away from view, at once."""
+        ...
+
+    async def reclaim(self) -> tuple[list[str], int]:
+        """Remove files that no visible backup names and nobody is writing; return whose, and how many bytes."""
+        ...

@@ -1,0 +1,291 @@
+"""A store in a folder of this machine.
+
+backups/{id}/...   as the storage format says
+incoming/{id}      held locked by the process that writes the backup; a dead writer's is cleared by the next
+lock               held for moments, so that a marker is never seen before it is locked
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import unquote, urlsplit
+
+import anyio.to_thread
+from pydantic import ValidationError
+
+from sandpoint.engine.state import sync_directory, write_new
+from sandpoint.errors import (
+    BackupIntegrityError,
+    BackupNotFoundError,
+    InvalidBackupConfigError,
+    StoreUnavailableError,
+)
+from sandpoint.models import BackupMetadata, PathGrant, Source, StoredLayer, describe_invalid, parse_backup_id
+from sandpoint.settings import resolve
+from sandpoint.stores.base import LAYER_NAME, MANIFEST_NAME, METADATA_NAME, Position, Upload, key_of, time_of
+
+_log = logging.getLogger(__name__)
+
+_MAX_METADATA_BYTES = 1 << 20
+_BATCH = 50
+
+
+def open_local_store(url: str) -> "LocalStore | None":
+    """Return the store of a `file:` URL, None for other schemes.
+
+    Raises:
+        InvalidBackupConfigError: The URL names no absolute path of this machine.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return None
+    path = unquote(parts.path)
+    if parts.netloc not in {"", "localhost"} or not path.startswith("/") or path == "/" or "\0" in path:
+        raise InvalidBackupConfigError(
+            f"store: {url!r} names no folder of this machine; write file:///absolute/path, with three slashes"
+        )
+    return LocalStore(resolve(path))
+
+
+class LocalStore:
+    """Backups in a folder. Implements `Store`."""
+
+    def __init__(self, path: str) -> None:
+        """Name the folder; it is made when first written to."""
+        self._path = path
+        self._backups = os.path.join(path, "backups")
+        self._incoming = os.path.join(path, "incoming")
+        self._writing: dict[str, int] = {}
+
+    @property
+    def local_path(self) -> str | None:
+        """The folder."""
+        return self._path
+
+    def _folder(self, backup_id: str) -> str:
+        return os.path.join(self._backups, backup_id)
+
+    @contextmanager
+    def _available(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self._path
+            raise StoreUnavailableError(
+                f"the store in {self._path} cannot be used: {error.strerror} ({where}); "
+                "see that the folder can be written and has space, or set SANDPOINT_STORE"
+            ) from error
+
+    # -- writing --
+
+    async def begin(self, backup_id: str) -> Upload:
+        """Make the backup's folder, and clear away what dead writers left."""
+        return await anyio.to_thread.run_sync(self._begin, backup_id)
+
+    def _begin(self, backup_id: str) -> Upload:
+        with self._available():
+            for folder in (self._backups, self._incoming):
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+            with self._locked():
+                for left in self._dead_writers():
+                    self._clear(left)
+                marker = os.open(
+                    os.path.join(self._incoming, backup_id),
+                    os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+                    0o600,
+                )
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._writing[backup_id] = marker
+            os.mkdir(self._folder(backup_id), 0o700)
+            sync_directory(self._backups)
+        layer_key, manifest_key = key_of(backup_id, LAYER_NAME), key_of(backup_id, MANIFEST_NAME)
+        return Upload(
+            layer=PathGrant(path=os.path.join(self._path, layer_key)),
+            manifest=PathGrant(path=os.path.join(self._path, manifest_key)),
+            layer_key=layer_key,
+            manifest_key=manifest_key,
+        )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fd = os.open(os.path.join(self._path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _dead_writers(self) -> list[str]:
+        dead = []
+        for name in os.listdir(self._incoming):
+            fd = os.open(os.path.join(self._incoming, name), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                dead.append(name)
+            except BlockingIOError:
+                pass  # its writer lives
+            finally:
+                os.close(fd)
+        return dead
+
+    def _clear(self, backup_id: str) -> None:
+        """Remove a backup's files unless it is visible, then the marker of its writer."""
+        folder = self._folder(backup_id)
+        if os.path.isdir(folder) and not os.path.exists(os.path.join(folder, METADATA_NAME)):
+            shutil.rmtree(folder)
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._incoming, backup_id))
+
+    async def commit(self, metadata: BackupMetadata) -> None:
+        """Write `meta.json`, which makes the backup visible."""
+        await anyio.to_thread.run_sync(self._commit, metadata)
+
+    def _commit(self, metadata: BackupMetadata) -> None:
+        with self._available():
+            content = metadata.model_dump_json(by_alias=True, indent=2)
+            write_new(os.path.join(self._folder(metadata.id), METADATA_NAME), content.encode() + b"\n")
+            self._finish(metadata.id)
+
+    async def abandon(self, backup_id: str) -> None:
+        """Remove what was written, unless it is visible already."""
+        await anyio.to_thread.run_sync(self._finish, backup_id)
+
+    def _finish(self, backup_id: str) -> None:
+        marker = self._writing.pop(backup_id, None)
+        if marker is not None:
+            with self._available():
+                self._clear(backup_id)
+            os.close(marker)
+
+    # -- reading --
+
+    async def read(self, backup_id: str) -> BackupMetadata:
+        """Return a backup's metadata."""
+        return await anyio.to_thread.run_sync(self._read, backup_id)
+
+    def _read(self, backup_id: str) -> BackupMetadata:
+        path = os.path.join(self._folder(parse_backup_id(backup_id)), METADATA_NAME)
+        try:
+            with self._available(), open(path, "rb") as file:
+                content = file.read(_MAX_METADATA_BYTES)
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise BackupNotFoundError(
+                    f"there is no backup {backup_id} in this store; list shows those that there are"
+                ) from None
+            raise
+        try:
+            metadata = BackupMetadata.model_validate_json(content)
+        except ValidationError as error:
+            raise BackupIntegrityError(
+                f"the metadata of backup {backup_id} is damaged: {describe_invalid(error)[:300]}; nothing was changed"
+            ) from None
+        if metadata.id != backup_id:
+            raise BackupIntegrityError(f"the metadata of backup {backup_id} is that of {metadata.id}")
+        return metadata
+
+    async def newest(self, after: Position | None = None) -> AsyncIterator[BackupMetadata]:
+        """Iterate over backups, newest first; only those asked for are read."""
+        positions = await anyio.to_thread.run_sync(self._positions)
+        wanted = [position for position in positions if after is None or position < after]
+        for start in range(0, len(wanted), _BATCH):
+            batch = wanted[start : start + _BATCH]
+            for metadata in await anyio.to_thread.run_sync(self._read_all, batch):
+                yield metadata
+
+    def _positions(self) -> list[Position]:
+        positions = []
+        for name in self._ids():
+            time = time_of(name)
+            if time is not None:
+                positions.append(Position(time, name))
+            else:
+                positions += [Position.of(metadata) for metadata in self._read_all([Position(0, name)])]
+        return sorted(positions, reverse=True)
+
+    def _ids(self) -> list[str]:
+        ids = []
+        with self._available(), suppress(FileNotFoundError):
+            for name in os.listdir(self._backups):
+                with suppress(InvalidBackupConfigError):
+                    if parse_backup_id(name) == name:
+                        ids.append(name)
+        return ids
+
+    def _read_all(self, positions: list[Position]) -> list[BackupMetadata]:
+        found = []
+        for position in positions:
+            try:
+                found.append(self._read(position.id))
+            except BackupNotFoundError:
+                continue  # being written, or hidden meanwhile
+            except BackupIntegrityError as error:
+                _log.warning("%s", error)
+        return found
+
+    def source(self, stored: StoredLayer) -> Source:
+        """Grant leave to read a file by its path."""
+        return Source(
+            size=stored.size, sha256=stored.sha256, grant=PathGrant(path=os.path.join(self._path, stored.key))
+        )
+
+    # -- removing --
+
+    async def hide(self, backup_id: str) -> None:
+        """Remove `meta.json`."""
+        await anyio.to_thread.run_sync(self._hide, backup_id)
+
+    def _hide(self, backup_id: str) -> None:
+        with self._available():
+            os.unlink(os.path.join(self._folder(backup_id), METADATA_NAME))
+            sync_directory(self._folder(backup_id))
+
+    async def reclaim(self) -> tuple[list[str], int]:
+        """Remove files of hidden and abandoned backups that no visible one names."""
+        return await anyio.to_thread.run_sync(self._reclaim)
+
+    def _reclaim(self) -> tuple[list[str], int]:
+        with self._available(), suppress(FileNotFoundError), self._locked():
+            for left in self._dead_writers():
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self._incoming, left))
+            writing = set(os.listdir(self._incoming))
+            hidden = [
+                backup_id
+                for backup_id in self._ids()
+                if backup_id not in writing and not os.path.exists(os.path.join(self._folder(backup_id), METADATA_NAME))
+            ]
+            needed = self._named_keys() if hidden else set()
+            freed = [self._remove_unneeded(backup_id, needed) for backup_id in hidden]
+            return [backup_id for backup_id, size in zip(hidden, freed, strict=True) if size >= 0], sum(
+                size for size in freed if size > 0
+            )
+        return [], 0
+
+    def _named_keys(self) -> set[str]:
+        return {stored.key for metadata in self._read_strictly() for stored in (metadata.manifest, *metadata.layers)}
+
+    def _read_strictly(self) -> list[BackupMetadata]:
+        # A backup whose metadata cannot be read may need any layer: nothing is reclaimed until it is dealt with.
+        found = []
+        for backup_id in self._ids():
+            with suppress(BackupNotFoundError):
+                found.append(self._read(backup_id))
+        return found
+
+    def _remove_unneeded(self, backup_id: str, needed: set[str]) -> int:
+        """Remove a hidden backup's files; return their bytes, -1 where all are still needed."""
+        folder = self._folder(backup_id)
+        freed, removed = 0, False
+        for name in os.listdir(folder):
+            if key_of(backup_id, name) not in needed:
+                freed += os.lstat(os.path.join(folder, name)).st_size
+                os.unlink(os.path.join(folder, name))
+                removed = True
+        if not os.listdir(folder):
+            os.rmdir(folder)
+            removed = True
+        return freed if removed else -1

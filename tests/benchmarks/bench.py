@@ -1,0 +1,147 @@
+"""The bench: this project beside the tools it is built on and the ones it is compared with, in one run."""
+
+import argparse
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import peers, report, rows, subject
+from benchmarks.rounds import Contender, Samples, merge, take_turns
+from benchmarks.subject import Subject
+from benchmarks.tree import DEFAULT_FILES, Tree, generate
+from benchmarks.workspace import BUILD, workspace
+
+MORE_ROUNDS = 2
+"""Rounds that the targets get beyond those of the slow contenders."""
+
+START_UPS = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    if not options.reuse:
+        peers.require(peers=not options.without_peers)
+        report.write_json(run(options), options.json)
+    result = report.read_json(options.json)
+    if options.markdown:
+        report.print_markdown(result)
+    else:
+        report.print_table(result, Console(width=None if os.isatty(1) else 120))
+    for row in report.missed(result):
+        print(f"Missed: {row['what'].replace('**', '')}")
+    return 1 if options.strict and report.missed(result) else 0
+
+
+def run(options: argparse.Namespace) -> report.Report:
+    with workspace(options.dir) as space, asyncio.Runner() as runner:
+        print(f"Working on {space.kind}.")
+        bench = Bench(space.path, runner, options)
+        return report.build(
+            filesystem=space.kind,
+            versions=peers.versions(peers=not options.without_peers),
+            tree=bench.tree,
+            compression=bench.main.settings.compression,
+            rounds=options.rounds,
+            rows=rows.measure(bench.measure(), peers=not options.without_peers, backups=options.backups),
+        )
+
+
+class Bench:
+    """One run in one workspace."""
+
+    def __init__(self, path: str, runner: asyncio.Runner, options: argparse.Namespace) -> None:
+        self.path = path
+        self.runner = runner
+        self.options = options
+        self.with_peers = not options.without_peers
+        self.tree, self.main = self._subject("main", options.files)
+
+    def measure(self) -> Samples:
+        """Series after series. Memory first: it reads the whole tree, so the page cache is warm from then on."""
+        return merge(
+            self.main.memory(), self._whole_trees(), self._overlays(), self._start_ups(), self._list()
+        )
+
+    def _whole_trees(self) -> Samples:
+        """All that reads or writes the whole tree, in turns; the targets get some rounds more."""
+        tree, work = self.main.tree, self._folder("peers")
+        squashfs = tuple(peers.raw_squashfs(tree, work, self.main.settings.compression))
+        targets: list[Contender] = [*squashfs, *self.main.creates(), *self.main.copies()]
+        others = [*self.main.copies_anew()]
+        if self.with_peers:
+            for peer in (peers.copy, peers.restic, peers.borg, peers.shadow_git):
+                others += peer(tree, work)
+        return merge(take_turns([*targets, *others], self.options.rounds), take_turns(targets, MORE_ROUNDS))
+
+    def _overlays(self) -> Samples:
+        if not self.main.can_overlay():
+            print("This machine can mount no overlay: `sandpoint doctor` says why.")
+            return {}
+        _, small = self._subject("small", max(100, self.options.files // 10))
+        small.create()
+        rounds = self.options.rounds + MORE_ROUNDS
+        with _unmounted(self.main), _unmounted(small):
+            return take_turns(
+                [
+                    *self.main.overlays("restore_overlay", live=True),
+                    *small.overlays("restore_overlay_small", live=False),
+                ],
+                rounds,
+            )
+
+    def _start_ups(self) -> Samples:
+        _, few = self._subject("few", 100)
+        for _ in range(START_UPS):
+            few.create()
+        return take_turns(few.start_ups(), self.options.rounds + MORE_ROUNDS)
+
+    def _list(self) -> Samples:
+        _, many = self._subject("many", 100)
+        print(f"A store of {self.options.backups:,} backups ...")
+        return take_turns(subject.lists(many, self.options.backups), self.options.rounds + MORE_ROUNDS)
+
+    def _subject(self, name: str, files: int) -> tuple[Tree, Subject]:
+        folder = self._folder(name)
+        tree = os.path.join(folder, "tree")
+        made = generate(tree, files)
+        print(
+            f"A tree of {made.files:,} files in {made.directories:,} directories, {made.bytes / 1e6:.0f} MB."
+        )
+        return made, Subject(tree, folder, self.runner)
+
+    def _folder(self, name: str) -> str:
+        path = os.path.join(self.path, name)
+        os.mkdir(path)
+        return path
+
+
+@contextmanager
+def _unmounted(of: Subject) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        of.unmount()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--files", type=int, default=DEFAULT_FILES, help="of the generated tree (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="of the slow contenders (%(default)s)")
+    parser.add_argument(
+        "--backups", type=int, default=10_000, help="in the store that is listed (%(default)s)"
+    )
+    parser.add_argument("--without-peers", action="store_true", help="leave out restic, borg, git and cp")
+    parser.add_argument("--dir", help="work in this directory instead of on a fresh filesystem")
+    parser.add_argument(
+        "--json", type=Path, default=BUILD / "bench.json", help="where the figures go (%(default)s)"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the table for the README")
+    parser.add_argument("--reuse", action="store_true", help="print the figures of the last run again")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 if a limit is missed")
+    return parser.parse_args(arguments)

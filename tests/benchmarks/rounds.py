@@ -1,0 +1,82 @@
+"""Contenders and rounds: all take turns in each round, so that the machine's noise hits all alike."""
+
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+Samples = dict[str, list[float]]
+"""Seconds (or bytes) of each round, by the key of a row."""
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is timed under the key of a row, and what goes before and after it in each round, not timed."""
+
+    key: str
+    run: Callable[[], object]
+    before: Callable[[], object] = _nothing
+    after: Callable[[], object] = _nothing
+
+
+def take_turns(contenders: Iterable[Contender], rounds: int, say: Callable[[str], None] = print) -> Samples:
+    """Run all contenders round by round."""
+    contenders = tuple(contenders)
+    samples: Samples = {contender.key: [] for contender in contenders}
+    for number in range(rounds):
+        for contender in contenders:
+            contender.before()
+            seconds = _time(contender.run)
+            contender.after()
+            samples[contender.key].append(seconds)
+            say(f"round {number + 1}/{rounds}  {contender.key:<24} {seconds:9.3f} s")
+    return samples
+
+
+def _time(operation: Callable[[], object]) -> float:
+    # What went before is on the disk, or it would be written at the expense of what comes now.
+    os.sync()
+    start = time.perf_counter()
+    operation()
+    return time.perf_counter() - start
+
+
+def merge(*all_samples: Mapping[str, Sequence[float]]) -> Samples:
+    """Join the samples of several series."""
+    merged: Samples = {}
+    for samples in all_samples:
+        for key, values in samples.items():
+            merged.setdefault(key, []).extend(values)
+    return merged
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle of the samples."""
+    return statistics.median(values)
+
+
+def command(argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None) -> bytes:
+    """Run a program and return its output; a failure says what the program said."""
+    done = subprocess.run(
+        argv,
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        said = (done.stderr or done.stdout)[-1000:].decode(errors="replace")
+        raise RuntimeError(f"{argv[0]} failed with status {done.returncode}: {said}")
+    return done.stdout
+
+
+def remove(path: str) -> None:
+    """Remove a file or a whole tree, whether it is there or not."""
+    command(["rm", "-rf", "--one-file-system", "--", path])

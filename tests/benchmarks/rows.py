@@ -1,0 +1,107 @@
+"""The rows of the table: what is measured, what it is compared with, and the limits it is held to."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, TypedDict
+
+from benchmarks.rounds import median
+
+Unit = Literal["s", "bytes"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. The limits are on the ratio where there is an `against`, else on the figure itself."""
+
+    key: str
+    what: str
+    group: str
+    against: str | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+    unit: Unit = "s"
+    peer: bool = False
+
+    @property
+    def is_target(self) -> bool:
+        return self.at_most is not None or self.at_least is not None
+
+
+class Measured(TypedDict):
+    """A row with its figures, as it goes into the JSON. `met` is None where there is no limit."""
+
+    key: str
+    what: str
+    group: str
+    unit: Unit
+    samples: list[float]
+    median: float | None
+    against: str | None
+    ratio: float | None
+    at_most: float | None
+    at_least: float | None
+    met: bool | None
+
+
+_FIRST = "first backup"
+_AGAIN = "backup again, nothing changed"
+_RESTORE = "restore"
+_REST = "listing, start-up, memory"
+_MEMORY_LIMIT = 250e6
+
+ROWS = (
+    Row("mksquashfs", "raw mksquashfs, same options", _FIRST),
+    Row("create", "**Sandpoint**, full create", _FIRST, "mksquashfs", at_most=1.25),
+    Row("restic_first", "restic", _FIRST, "create", at_least=3, peer=True),
+    Row("borg_first", "borg (zstd,1)", _FIRST, "create", at_least=3, peer=True),
+    Row("git_first", "shadow git (add -A, commit)", _FIRST, "create", peer=True),
+    Row("cp", "cp -a", _FIRST, "create", peer=True),
+    Row("create_again", "**Sandpoint**", _AGAIN),
+    Row("restic_again", "restic", _AGAIN, "create_again", peer=True),
+    Row("borg_again", "borg (zstd,1)", _AGAIN, "create_again", peer=True),
+    Row("git_again", "shadow git (add -A, commit)", _AGAIN, "create_again", peer=True),
+    Row("unsquashfs", "unsquashfs of the whole tree", _RESTORE),
+    Row("restore_copy", "**Sandpoint**, copy, 20 files changed", _RESTORE, "unsquashfs", at_most=0.25),
+    Row("restore_copy_undo", "the same, keeping an undo", _RESTORE, "unsquashfs"),
+    Row("restore_copy_new", "**Sandpoint**, copy into an empty directory", _RESTORE, "unsquashfs"),
+    Row("restic_restore", "restic", _RESTORE, "unsquashfs", peer=True),
+    Row("restore_overlay", "**Sandpoint**, overlay", _RESTORE, at_most=0.1),
+    Row("restore_overlay_small", "**Sandpoint**, overlay, a tenth of the tree", _RESTORE, at_most=0.1),
+    Row("restore_overlay_live", "**Sandpoint**, overlay over a live one", _RESTORE),
+    Row("list", "list of the 20 newest backups of {backups:,}", _REST, at_most=0.3),
+    Row("start_help", "sandpoint --help, whole process", _REST, at_most=0.4),
+    Row("start_list", "sandpoint list, whole process", _REST, at_most=0.4),
+    Row("memory_create", "peak memory, full create", _REST, at_most=_MEMORY_LIMIT, unit="bytes"),
+    Row("memory_restore", "peak memory, copy restore with undo", _REST, at_most=_MEMORY_LIMIT, unit="bytes"),
+    Row("memory_restore_new", "peak memory, copy into an empty directory", _REST, unit="bytes"),
+)
+
+
+def measure(samples: Mapping[str, Sequence[float]], *, peers: bool, backups: int) -> list[Measured]:
+    """Bring the samples into rows, with ratios and verdicts. What could not be measured has no figure."""
+    return list(_measure(samples, peers=peers, backups=backups))
+
+
+def _measure(samples: Mapping[str, Sequence[float]], *, peers: bool, backups: int) -> Iterator[Measured]:
+    medians = {key: median(values) for key, values in samples.items() if values}
+    for row in ROWS:
+        if row.peer and not peers:
+            continue
+        value, base = medians.get(row.key), medians.get(row.against or "")
+        ratio = value / base if value is not None and base is not None else None
+        fields = asdict(row) | {
+            "what": row.what.format(backups=backups),
+            "samples": list(samples.get(row.key, ())),
+            "median": value,
+            "ratio": ratio,
+            "met": _is_met(row, ratio if row.against else value),
+        }
+        yield Measured(**{name: fields[name] for name in Measured.__annotations__})  # type: ignore[typeddict-item]
+
+
+def _is_met(row: Row, figure: float | None) -> bool | None:
+    if not row.is_target:
+        return None
+    if figure is None:
+        return False
+    return (row.at_most is None or figure <= row.at_most) and (row.at_least is None or figure >= row.at_least)

@@ -1,0 +1,220 @@
+"""Sandpoint as a contender: the operations through `BackupService` in process, start-ups as processes."""
+
+import asyncio
+import json
+import os
+import random
+import sys
+import uuid
+from collections.abc import Coroutine, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.rounds import Contender, Samples, command, remove
+from sandpoint.models import Backup, BackupMetadata
+from sandpoint.service import BackupService, open_service
+from sandpoint.settings import Settings
+
+CHANGES = 20
+_MEMORY = Path(__file__).with_name("memory.py")
+
+Result = TypeVar("Result")
+
+
+class Subject:
+    """A store, a state directory and a tree of their own; removes what it mounted when closed."""
+
+    def __init__(self, tree: str, work: str, runner: asyncio.Runner) -> None:
+        self.tree = tree
+        self.new = os.path.join(work, "new")
+        store = Path(work, "store")
+        self.backups = store / "backups"
+        self.settings = Settings(
+            store=store.as_uri(), state_dir=os.path.join(work, "state"), allowed_dirs=None
+        )
+        self.service = open_service(self.settings)
+        self.backup: Backup | None = None
+        self._extra: str | None = None
+        self._runner = runner
+        self._random = random.Random(20)
+
+    def do(self, operation: Coroutine[Any, Any, Result]) -> Result:
+        return self._runner.run(operation)
+
+    def id(self) -> str:
+        assert self.backup is not None
+        return self.backup.id
+
+    def can_overlay(self) -> bool:
+        return self.do(self.service.capabilities()).overlay is not None
+
+    # -- create --
+
+    def creates(self) -> Iterator[Contender]:
+        yield Contender("create", before=self._forget, run=self.create)
+        yield Contender("create_again", run=self._create_again, after=self._drop_extra)
+
+    def create(self) -> None:
+        self.backup = self.do(self.service.create(self.tree, name="bench", full=True))
+
+    def _forget(self) -> None:
+        if self.backup is not None:
+            self.do(self.service.delete(self.backup.id))
+            self.do(self.service.prune())
+            self.backup = None
+
+    def _create_again(self) -> None:
+        self._extra = self.do(self.service.create(self.tree, name="again")).id
+
+    def _drop_extra(self) -> None:
+        if self._extra is not None:
+            self.do(self.service.delete(self._extra))
+            self._extra = None
+
+    # -- copy --
+
+    def copies(self) -> Iterator[Contender]:
+        yield Contender("restore_copy", before=self.change, run=self._copy, after=self._check)
+        yield Contender("restore_copy_undo", before=self.change, run=self._copy_undo, after=self._check_undo)
+
+    def copies_anew(self) -> Iterator[Contender]:
+        yield Contender(
+            "restore_copy_new", before=self._empty_new, run=self._copy_new, after=lambda: remove(self.new)
+        )
+
+    def change(self) -> None:
+        """Edit 12 files, delete 4 and add 4, wherever they are."""
+        files = sorted(path for path in Path(self.tree).rglob("*.js") if not path.is_symlink())
+        chosen = self._random.sample(files, CHANGES)
+        for path in chosen[:12]:
+            path.write_bytes(path.read_bytes() + b"// edited\n")
+        for path in chosen[12:16]:
+            path.unlink()
+        for path in chosen[16:]:
+            path.with_suffix(".new").write_text("new\n")
+
+    def _copy(self) -> None:
+        result = self.do(self.service.restore(self.id(), mode="copy", undo=False))
+        changes = result.changes
+        assert changes is not None
+        assert len(changes.added) + len(changes.modified) + len(changes.removed) >= CHANGES, changes
+
+    def _copy_undo(self) -> None:
+        self._extra = self.do(self.service.restore(self.id(), mode="copy")).undo_id
+
+    def _empty_new(self) -> None:
+        remove(self.new)
+        os.mkdir(self.new)
+
+    def _copy_new(self) -> None:
+        self.do(self.service.restore(self.id(), dir=self.new, mode="copy", undo=False))
+
+    def _check(self) -> None:
+        left = self.do(self.service.diff(self.id()))
+        if left:
+            raise RuntimeError(f"the restore left differences: {left}")
+
+    def _check_undo(self) -> None:
+        self._check()
+        self._drop_extra()
+
+    # -- overlay --
+
+    def overlays(self, key: str, *, live: bool) -> Iterator[Contender]:
+        """A first restore, not timed, checks the layers' digests: from then on they are known."""
+        self._overlay()
+        yield Contender(key, before=self.unmount, run=self._overlay, after=self._check_overlay)
+        if live:
+            yield Contender(
+                "restore_overlay_live", before=self._spoil, run=self._overlay, after=self._check_overlay
+            )
+
+    def _overlay(self) -> None:
+        self.do(self.service.restore(self.id(), mode="overlay", undo=False))
+
+    def _spoil(self) -> None:
+        Path(self.tree, "spoiled").write_text("spoiled\n")
+
+    def _check_overlay(self) -> None:
+        if not os.path.ismount(self.tree) or os.path.lexists(os.path.join(self.tree, "spoiled")):
+            raise RuntimeError("the overlay restore did not bring the backup back")
+
+    def unmount(self) -> None:
+        if os.path.ismount(self.tree):
+            self.do(self.service.unmount(self.tree, undo=False))
+
+    # -- processes --
+
+    def environment(self) -> dict[str, str]:
+        return {"SANDPOINT_STORE": self.settings.store, "SANDPOINT_STATE_DIR": self.settings.state_dir}
+
+    def start_ups(self) -> Iterator[Contender]:
+        sandpoint = os.path.join(os.path.dirname(sys.executable), "sandpoint")
+        for key, arguments in (("start_help", ["--help"]), ("start_list", ["list"])):
+            argv = [sandpoint, *arguments]
+            command(argv, self.environment())
+            yield Contender(key, run=lambda argv=argv: command(argv, self.environment()))  # type: ignore[misc]
+
+    def memory(self) -> Samples:
+        """Peak bytes of a Python process that does one operation."""
+        created = self._peak("create", self.tree)
+        self.backup = Backup.model_validate_json(json.dumps(created["backup"]))
+        self.change()
+        restored = self._peak("restore", self.id())
+        self._empty_new()
+        anew = self._peak("restore", self.id(), self.new)
+        remove(self.new)
+        return {
+            "memory_create": [float(created["peak_bytes"])],
+            "memory_restore": [float(restored["peak_bytes"])],
+            "memory_restore_new": [float(anew["peak_bytes"])],
+        }
+
+    def _peak(self, *arguments: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(
+            command([sys.executable, str(_MEMORY), *arguments], self.environment())
+        )
+        return answer
+
+
+def lists(subject: Subject, backups: int) -> Iterator[Contender]:
+    """Fill a store: a real backup, and copies of its metadata with ids and times of their own."""
+    subject.create()
+    backup = _read_metadata(subject)
+    step = min(10.0, backup.ttl / 3 / backups)
+    for number in range(1, backups):
+        _copy_metadata(subject, backup, number * step)
+
+    def newest() -> None:
+        # A service of its own each time: nothing is remembered from the round before.
+        service: BackupService = open_service(subject.settings)
+        page = subject.do(service.list(limit=20))
+        assert len(page.backups) == 20
+        assert page.backups[0].id == subject.id()
+
+    yield Contender("list", run=newest)
+
+
+def _read_metadata(subject: Subject) -> BackupMetadata:
+    path = subject.backups / subject.id() / "meta.json"
+    return BackupMetadata.model_validate_json(path.read_bytes())
+
+
+def _copy_metadata(subject: Subject, real: BackupMetadata, age: float) -> None:
+    new_id = _older_id(real.id, age)
+    fields = json.loads(real.model_dump_json(by_alias=True).replace(real.id, new_id))
+    fields["createdAt"] = (real.created_at - timedelta(seconds=age)).isoformat()
+    fields["expiresAt"] = (real.expires_at - timedelta(seconds=age)).isoformat()
+    source, target = (subject.backups / name for name in (real.id, new_id))
+    target.mkdir()
+    for path in source.iterdir():
+        if path.name != "meta.json":
+            os.link(path, target / path.name)
+    (target / "meta.json").write_text(json.dumps(fields))
+
+
+def _older_id(real: str, age: float) -> str:
+    number = uuid.UUID(real).int
+    milliseconds = (number >> 80) - int(age * 1000)
+    return str(uuid.UUID(int=(milliseconds << 80) | (number & ((1 << 80) - 1))))

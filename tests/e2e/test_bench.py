@@ -1,0 +1,110 @@
+"""The bench runs through on a small tree, and every row has its figure. How fast is not for a test to say."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import Report
+from benchmarks.rows import ROWS
+from benchmarks.tree import generate
+
+BENCH = Path(__file__).parents[1] / "benchmarks" / "run.py"
+ARGUMENTS = ("--files", "2000", "--rounds", "1", "--backups", "300", "--without-peers")
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCH), *arguments], capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    done = bench(*ARGUMENTS, "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path
+
+
+def read(path: Path) -> Report:
+    report: Report = json.loads(path.read_text())
+    return report
+
+
+def test_every_row_has_a_figure(figures: Path) -> None:
+    rows = {row["key"]: row for row in read(figures)["rows"]}
+    assert list(rows) == [row.key for row in ROWS if not row.peer]
+    for row in rows.values():
+        assert row["median"] is not None, row["key"]
+        assert row["median"] > 0, row["key"]
+
+
+def test_every_target_has_its_limit_and_verdict(figures: Path) -> None:
+    rows = {row["key"]: row for row in read(figures)["rows"]}
+    for target in (row for row in ROWS if row.is_target and not row.peer):
+        row = rows[target.key]
+        assert row["met"] in {True, False}, target.key
+        assert (row["at_most"], row["at_least"]) == (target.at_most, target.at_least)
+        assert (row["ratio"] is not None) == (target.against is not None), target.key
+
+
+def test_machine_is_named_by_cores_and_kernel_only(figures: Path) -> None:
+    report = read(figures)
+    assert set(report["machine"]) == {"cores", "kernel"}
+    assert "/" not in report["filesystem"]
+
+
+def test_markdown_of_the_last_run_has_all_rows(figures: Path) -> None:
+    done = bench("--reuse", "--json", str(figures), "--markdown")
+    assert done.returncode == 0, done.stderr
+    for row in read(figures)["rows"]:
+        assert f"| {row['what']} |" in done.stdout
+
+
+def test_missed_target_is_said_and_fails_only_if_strict(figures: Path, tmp_path: Path) -> None:
+    report = read(figures)
+    report["rows"][0]["met"] = False
+    altered = tmp_path / "bench.json"
+    altered.write_text(json.dumps(report))
+    easy = bench("--reuse", "--json", str(altered))
+    assert easy.returncode == 0
+    assert f"Missed: {report['rows'][0]['what']}" in easy.stdout
+    assert bench("--reuse", "--json", str(altered), "--strict").returncode == 1
+
+
+def test_terminated_bench_leaves_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-u", str(BENCH), *ARGUMENTS],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "Working on" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_tree_is_the_same_each_time(tmp_path: Path) -> None:
+    made = [generate(str(tmp_path / name), 700, seed=1) for name in ("one", "two")]
+    assert made[0] == made[1]
+    assert made[0].files == 700
+    assert made[0].hard_links
+    assert made[0].symlinks
+    one, two = (
+        [_seen(path, root) for path in sorted(root.rglob("*"))] for root in sorted(tmp_path.iterdir())
+    )
+    assert one == two
+
+
+def _seen(path: Path, root: Path) -> tuple[object, ...]:
+    status = path.lstat()
+    content = path.read_bytes() if path.is_file() else b""
+    return path.relative_to(root), status.st_mode, status.st_mtime_ns, status.st_nlink, content

@@ -1,0 +1,176 @@
+"""What tests that speak MCP share."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+from mcp import StdioServerParameters
+from mcp_types import CallToolResult, TextContent
+
+from sandpoint.models import (
+    Backup,
+    BackupPage,
+    Changes,
+    DeleteResult,
+    Mode,
+    Progress,
+    Report,
+    RestoreResult,
+    VerifyResult,
+)
+from sandpoint.service import BackupService
+
+ID = "0192f0c1-2a3b-7c4d-8e5f-60718293a4b5"
+
+
+def make_backup(**changes: Any) -> Backup:
+    """Return a small backup; `changes` replace its fields."""
+    fields: dict[str, Any] = {
+        "id": ID,
+        "dir": "/work/app",
+        "name": None,
+        "kind": "full",
+        "parent_id": None,
+        "size_bytes": 10,
+        "total_bytes": 20,
+        "file_count": 3,
+        "created_at": datetime(2026, 11, 21, 20, 46, 50, 123456, tzinfo=UTC),
+        "expires_at": datetime(2026, 11, 24, 20, 46, 50, 123456, tzinfo=UTC),
+    }
+    return Backup(**(fields | changes))
+
+
+@dataclass
+class FakeService(BackupService):
+    """Remembers what it was asked; raises its `error`; with `hang`, works until it is cancelled."""
+
+    changes: Changes = field(default_factory=lambda: Changes(added=("new.txt",)))
+    error: Exception | None = None
+    hang: bool = False
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    cancelled: anyio.Event = field(default_factory=anyio.Event)
+    started: anyio.Event = field(default_factory=anyio.Event)
+
+    async def _asked(self, operation: str, report: Report | None = None, **options: Any) -> None:
+        self.calls.append((operation, options))
+        if self.error is not None:
+            raise self.error
+        if report is not None:
+            await report(Progress(phase="reading", done=1, total=4))
+        if self.hang:
+            self.started.set()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self.cancelled.set()
+
+    async def create(
+        self,
+        dir: str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        ttl: float = 0,
+        use_gitignore: bool = False,
+        excludes: Iterable[str] = (),
+        metadata: Mapping[str, str] | None = None,
+        full: bool = False,
+        report: Report | None = None,
+    ) -> Backup:
+        await self._asked(
+            "create",
+            report,
+            dir=dir,
+            name=name,
+            description=description,
+            ttl=ttl,
+            use_gitignore=use_gitignore,
+            excludes=list(excludes),
+            metadata=metadata,
+            full=full,
+        )
+        return make_backup(dir=dir, name=name)
+
+    async def restore(
+        self,
+        backup_id: str,
+        *,
+        dir: str | None = None,
+        mode: Mode = "auto",
+        paths: Iterable[str] = (),
+        dry_run: bool = False,
+        undo: bool = True,
+        report: Report | None = None,
+    ) -> RestoreResult:
+        await self._asked(
+            "restore",
+            report,
+            backup_id=backup_id,
+            dir=dir,
+            mode=mode,
+            paths=list(paths),
+            dry_run=dry_run,
+            undo=undo,
+        )
+        return RestoreResult(
+            success=True, id=backup_id, dir="/work/app", mode="copy", changes=self.changes, undo_id=ID
+        )
+
+    async def list(
+        self,
+        *,
+        dir: str | None = None,
+        name: str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+        include_expired: bool = False,
+    ) -> BackupPage:
+        await self._asked(
+            "list", dir=dir, name=name, limit=limit, cursor=cursor, include_expired=include_expired
+        )
+        return BackupPage(backups=())
+
+    async def diff(
+        self,
+        backup_id: str,
+        other_id: str | None = None,
+        *,
+        dir: str | None = None,
+        report: Report | None = None,
+    ) -> Changes:
+        await self._asked("diff", report, backup_id=backup_id, other_id=other_id, dir=dir)
+        return self.changes
+
+    async def verify(self, backup_id: str, *, report: Report | None = None) -> VerifyResult:
+        await self._asked("verify", report, backup_id=backup_id)
+        return VerifyResult(id=backup_id, ok=False, checked_bytes=7, problem="the manifest was altered")
+
+    async def delete(self, backup_id: str) -> DeleteResult:
+        await self._asked("delete", backup_id=backup_id)
+        return DeleteResult(id=backup_id, freed_bytes=5)
+
+
+def text(result: CallToolResult) -> str:
+    """Return what a model reads of a result."""
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+def code(result: CallToolResult) -> str | None:
+    """Return the error's code as a program finds it."""
+    return (result.meta or {}).get("sandpoint/code")
+
+
+def sandpoint_server(cwd: Path, *, store: Path, state: Path, **environment: str) -> StdioServerParameters:
+    """Return how to start a real server in a directory; `environment` wins."""
+    return StdioServerParameters(
+        command=str(Path(sys.executable).with_name("sandpoint")),
+        args=["serve"],
+        cwd=cwd,
+        env={"SANDPOINT_STORE": store.as_uri(), "SANDPOINT_STATE_DIR": str(state)} | environment,
+    )

@@ -1,0 +1,470 @@
+"""The real server process over stdio, on real trees, in both revisions of the protocol."""
+
+import os
+import shutil
+import signal
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import psutil
+import pytest
+from mcp import Client
+from mcp.shared.exceptions import MCPError
+
+from helpers.mcp import code, sandpoint_server, text
+from sandpoint.mcp_server import build_server
+from sandpoint.service import open_service
+from sandpoint.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+Mode = Literal["auto", "legacy"]
+Connect = Callable[..., AbstractAsyncContextManager[Client]]
+UNKNOWN_ID = "0192f0c1-2a3b-7c4d-8e5f-60718293a4b5"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=["auto", "legacy"])
+def mode(request: pytest.FixtureRequest) -> Mode:
+    revision: Mode = request.param
+    return revision
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    project = tmp_path / "allowed" / "project"
+    (project / "src" / "empty").mkdir(parents=True)
+    (project / "src" / "app.py").write_text("print('hello')\n")
+    (project / "run.sh").write_text("#!/bin/sh\n")
+    (project / "run.sh").chmod(0o750)
+    (project / "link").symlink_to("src/app.py")
+    os.link(project / "run.sh", project / "same.sh")
+    (project / "données.txt").write_bytes(bytes(range(256)) * 40)
+    return project
+
+
+@pytest.fixture
+def connect(tmp_path: Path, project: Path, mode: Mode) -> Connect:
+    """Return what starts a server in the project and connects to it; keywords are its environment."""
+
+    @asynccontextmanager
+    async def connected(**environment: str) -> AsyncIterator[Client]:
+        server = sandpoint_server(project, store=tmp_path / "store", state=tmp_path / "state", **environment)
+        async with Client(server, mode=mode) as client:
+            yield client
+
+    return connected
+
+
+def listing(tree: Path) -> dict[str, tuple[object, ...]]:
+    """Return every entry below a directory, read without any of the code under test."""
+    entries: dict[str, tuple[object, ...]] = {}
+    for path in sorted(tree.rglob("*")):
+        status = path.lstat()
+        content: object = None
+        if stat.S_ISREG(status.st_mode):
+            content = path.read_bytes()
+        elif stat.S_ISLNK(status.st_mode):
+            content = path.readlink()
+        links = 0 if stat.S_ISDIR(status.st_mode) else status.st_nlink
+        entries[str(path.relative_to(tree))] = (
+            status.st_mode,
+            status.st_uid,
+            status.st_mtime_ns,
+            links,
+            content,
+        )
+    return entries
+
+
+def stored_files(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+async def call(client: Client, tool: str, **arguments: object) -> dict[str, Any]:
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error, text(result)
+    assert result.structured_content is not None
+    return dict(result.structured_content)
+
+
+async def failure(client: Client, tool: str, **arguments: object) -> str:
+    """Return the code of a call that must fail, having checked that text and `_meta` say the same."""
+    result = await client.call_tool(tool, arguments)
+    assert result.is_error, text(result)
+    assert result.structured_content is None
+    written, _, message = text(result).partition(": ")
+    assert code(result) == written
+    assert len(message) > 20
+    return written
+
+
+def damage(project: Path) -> None:
+    shutil.rmtree(project / "src")
+    (project / "run.sh").write_text("rm -rf /\n")
+    (project / "junk").mkdir()
+    (project / "junk" / "new.txt").write_text("new")
+
+
+async def the_way_there_and_back(client: Client, project: Path) -> None:
+    before = listing(project)
+    created = await call(client, "create_backup", dir=str(project), name="before", metadata={"by": "test"})
+    backup_id = created["id"]
+    assert created["dir"] == str(project)
+    assert created["kind"] == "full"
+    assert created["file_count"] == 5
+    assert created["total_bytes"] > created["size_bytes"] / 10 > 0
+
+    listed = await call(client, "list_backups", dir=str(project), name="before")
+    assert [backup["id"] for backup in listed["backups"]] == [backup_id]
+    assert listed["backups"][0]["metadata"] == {"by": "test"}
+    assert (await call(client, "list_backups", name="other"))["backups"] == []
+
+    assert await call(client, "diff_backup", backup_id=backup_id) == {
+        "added_count": 0,
+        "modified_count": 0,
+        "removed_count": 0,
+    }
+    damage(project)
+    broken = listing(project)
+    changes = await call(client, "diff_backup", backup_id=backup_id)
+    assert "junk/new.txt" in changes["added"]
+    assert "run.sh" in changes["modified"]
+    assert "src/app.py" in changes["removed"]
+
+    planned = await call(client, "restore_backup", backup_id=backup_id, mode="copy", dry_run=True)
+    assert planned["dry_run"] is True
+    assert "undo_id" not in planned
+    assert listing(project) == broken
+
+    restored = await call(client, "restore_backup", backup_id=backup_id, mode="copy")
+    assert (restored["success"], restored["mode"], restored["dir"]) == (True, "copy", str(project))
+    assert listing(project) == before
+
+    await call(client, "restore_backup", backup_id=restored["undo_id"], mode="copy", undo=False)
+    assert listing(project) == broken
+    await call(client, "restore_backup", backup_id=backup_id, mode="copy", paths=["src"])
+    assert (project / "src" / "app.py").exists()
+    assert (project / "junk" / "new.txt").exists()
+
+    verified = await call(client, "verify_backup", backup_id=backup_id)
+    assert verified["ok"] is True
+    assert verified["checked_bytes"] >= created["size_bytes"]
+
+    deleted = await call(client, "delete_backup", backup_id=backup_id)
+    assert (deleted["id"], deleted["deleted"]) == (backup_id, True)
+    assert await failure(client, "restore_backup", backup_id=backup_id) == "BACKUP_NOT_FOUND"
+
+
+async def test_there_and_back_by_a_real_process(connect: Connect, project: Path) -> None:
+    async with connect() as client:
+        await the_way_there_and_back(client, project)
+
+
+async def test_there_and_back_in_memory(tmp_path: Path, project: Path, mode: Mode) -> None:
+    settings = Settings(store=(tmp_path / "store").as_uri(), state_dir=str(tmp_path / "state"))
+    async with Client(build_server(open_service(settings)), mode=mode) as client:
+        await the_way_there_and_back(client, project)
+
+
+async def test_pages_of_a_list(connect: Connect, project: Path) -> None:
+    async with connect() as client:
+        made = [(await call(client, "create_backup", dir=str(project), name=str(n)))["id"] for n in range(3)]
+        first = await call(client, "list_backups", limit=2)
+        second = await call(client, "list_backups", limit=2, cursor=first["next_cursor"])
+        broken = await failure(client, "list_backups", cursor="not a cursor")
+    assert [backup["id"] for backup in first["backups"] + second["backups"]] == made[::-1]
+    assert "next_cursor" not in second
+    assert broken == "INVALID_BACKUP_CONFIG"
+
+
+async def test_two_backups_are_compared(connect: Connect, project: Path) -> None:
+    async with connect() as client:
+        old = (await call(client, "create_backup", dir=str(project)))["id"]
+        damage(project)
+        new = (await call(client, "create_backup", dir=str(project)))["id"]
+        changes = await call(client, "diff_backup", backup_id=old, other_id=new)
+    assert "junk/new.txt" in changes["added"]
+    assert "src/app.py" in changes["removed"]
+
+
+async def test_bad_directories_and_options_are_refused_and_nothing_is_done(
+    connect: Connect, project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "allowed" / "shortcut").symlink_to(project)
+    before = listing(project)
+    cases: dict[str, dict[str, object]] = {
+        "relative": {"dir": "project"},
+        "dots": {"dir": f"{project}/../project"},
+        "nul": {"dir": f"{project}\0"},
+        "missing": {"dir": f"{project}/nowhere"},
+        "a file": {"dir": f"{project}/run.sh"},
+        "a link": {"dir": str(tmp_path / "allowed" / "shortcut")},
+        "through a link": {"dir": str(tmp_path / "allowed" / "shortcut" / "src")},
+        "outside": {"dir": str(tmp_path)},
+        "root": {"dir": "/"},
+        "proc": {"dir": "/proc"},
+        "empty": {"dir": ""},
+        "long name": {"dir": str(project), "name": "n" * 257},
+        "control character": {"dir": str(project), "name": "a\x1bb"},
+        "no time to live": {"dir": str(project), "ttl": 0},
+        "negative time to live": {"dir": str(project), "ttl": -5},
+        "endless time to live": {"dir": str(project), "ttl": 1e300},
+        "unknown argument": {"dir": str(project), "gitignore": True},
+        "number for a word": {"dir": str(project), "name": 7},
+        "word for a number": {"dir": str(project), "ttl": "7"},
+    }
+    async with connect(SANDPOINT_ALLOWED_DIRS=str(tmp_path / "allowed")) as client:
+        answers = {
+            case: await failure(client, "create_backup", **arguments) for case, arguments in cases.items()
+        }
+        assert answers == dict.fromkeys(cases, "INVALID_BACKUP_CONFIG")
+        assert (await call(client, "list_backups"))["backups"] == []
+    assert stored_files(tmp_path) == []
+    assert listing(project) == before
+
+
+@pytest.mark.parametrize("refused", ["/", "/proc", "/proc/self", "/sys", "store", "holding the store"])
+async def test_system_directories_and_the_store_are_refused_though_allowed(
+    connect: Connect, tmp_path: Path, refused: str
+) -> None:
+    names = {"store": tmp_path / "store", "holding the store": tmp_path}
+    (tmp_path / "store").mkdir()
+    async with connect(SANDPOINT_ALLOWED_DIRS="/") as client:
+        answer = await failure(client, "create_backup", dir=str(names.get(refused, refused)))
+    assert answer == "INVALID_BACKUP_CONFIG"
+    assert stored_files(tmp_path) == []
+
+
+async def test_bad_restores_are_refused_and_leave_the_directory(
+    connect: Connect, project: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine")
+    async with connect() as client:
+        backup_id = (await call(client, "create_backup", dir=str(project)))["id"]
+        brief = (await call(client, "create_backup", dir=str(project), ttl=1))["id"]
+        damage(project)
+        before = listing(project)
+        await anyio.sleep(1.1)
+        cases: dict[str, tuple[str, dict[str, object]]] = {
+            "no id": ("INVALID_BACKUP_CONFIG", {"backup_id": "../../etc/passwd"}),
+            "unknown": ("BACKUP_NOT_FOUND", {"backup_id": UNKNOWN_ID}),
+            "expired": ("BACKUP_EXPIRED", {"backup_id": brief}),
+            "outside": ("INVALID_BACKUP_CONFIG", {"backup_id": backup_id, "dir": str(outside)}),
+            "absolute path": ("INVALID_BACKUP_CONFIG", {"backup_id": backup_id, "paths": ["/etc"]}),
+            "path above": ("INVALID_BACKUP_CONFIG", {"backup_id": backup_id, "paths": ["../x"]}),
+            "unknown mode": ("INVALID_BACKUP_CONFIG", {"backup_id": backup_id, "mode": "swap"}),
+            "unknown argument": ("INVALID_BACKUP_CONFIG", {"backup_id": backup_id, "force": True}),
+        }
+        answers = {
+            case: await failure(client, "restore_backup", **given) for case, (_, given) in cases.items()
+        }
+        assert answers == {case: expected for case, (expected, _) in cases.items()}
+        for tool in ("diff_backup", "verify_backup", "delete_backup"):
+            assert await failure(client, tool, backup_id="7") == "INVALID_BACKUP_CONFIG"
+            assert await failure(client, tool, backup_id=UNKNOWN_ID) == "BACKUP_NOT_FOUND"
+    assert listing(project) == before
+    assert listing(outside)["precious"][-1] == b"mine"
+
+
+@pytest.mark.parametrize("name", ["data.sqsh", "manifest.zst", "meta.json"])
+async def test_what_was_altered_in_the_store_never_reaches_the_directory(
+    connect: Connect, project: Path, tmp_path: Path, name: str
+) -> None:
+    async with connect() as client:
+        backup_id = (await call(client, "create_backup", dir=str(project)))["id"]
+        (file,) = (tmp_path / "store").rglob(f"{backup_id}/{name}")
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        file.chmod(0o600)
+        file.write_bytes(content)
+        damage(project)
+        before = listing(project)
+        answer = await failure(client, "restore_backup", backup_id=backup_id)
+    assert answer == "BACKUP_INTEGRITY_FAILED"
+    assert listing(project) == before
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """Return a folder to put first on PATH."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    return folder
+
+
+def put_tool(folder: Path, name: str, script: str) -> str:
+    """Put a program into the folder and return a PATH that finds it first."""
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+async def test_a_missing_mksquashfs_is_told(
+    connect: Connect, project: Path, tools: Path, tmp_path: Path
+) -> None:
+    async with connect(PATH=str(tools)) as client:
+        result = await client.call_tool("create_backup", {"dir": str(project)})
+    assert text(result).startswith("BACKUP_CREATE_FAILED: ")
+    assert "apt-get install squashfs-tools" in text(result)
+    assert stored_files(tmp_path) == []
+
+
+async def test_a_missing_git_is_told(connect: Connect, project: Path, tools: Path, tmp_path: Path) -> None:
+    for program in ("mksquashfs", "setpriv"):
+        if found := shutil.which(program):
+            (tools / program).symlink_to(found)
+    async with connect(PATH=str(tools)) as client:
+        result = await client.call_tool("create_backup", {"dir": str(project), "use_gitignore": True})
+    assert text(result).startswith("BACKUP_CREATE_FAILED: ")
+    assert "git" in text(result)
+    assert stored_files(tmp_path) == []
+
+
+async def test_a_failing_mksquashfs_is_told(
+    connect: Connect, project: Path, tools: Path, tmp_path: Path
+) -> None:
+    path = put_tool(tools, "mksquashfs", "echo 'FATAL ERROR: the disk is on fire' >&2; exit 1")
+    async with connect(PATH=path) as client:
+        result = await client.call_tool("create_backup", {"dir": str(project)})
+        assert text(result).startswith("BACKUP_CREATE_FAILED: ")
+        assert "the disk is on fire" in text(result)
+        assert (await call(client, "list_backups"))["backups"] == []
+    assert stored_files(tmp_path) == []
+
+
+async def test_a_store_that_cannot_be_used_is_told_by_each_tool(connect: Connect, project: Path) -> None:
+    async with connect(SANDPOINT_STORE="ftp://nowhere") as client:
+        assert len((await client.list_tools()).tools) == 6
+        assert await failure(client, "create_backup", dir=str(project)) in {
+            "INVALID_BACKUP_CONFIG",
+            "STORE_UNAVAILABLE",
+        }
+        assert await failure(client, "list_backups") in {"INVALID_BACKUP_CONFIG", "STORE_UNAVAILABLE"}
+
+
+async def test_settings_that_cannot_be_read_are_told_by_each_tool(connect: Connect) -> None:
+    async with connect(SANDPOINT_ALLOWED_DIRS="not/absolute") as client:
+        result = await client.call_tool("list_backups", {})
+    assert text(result).startswith("INVALID_BACKUP_CONFIG: ")
+    assert "not/absolute" in text(result)
+
+
+async def test_progress_arrives_and_rises(connect: Connect, project: Path) -> None:
+    for number in range(2000):
+        (project / f"{number}.txt").write_text(str(number))
+    heard: list[tuple[float, str]] = []
+
+    async def listen(progress: float, total: float | None, message: str | None) -> None:
+        heard.append((progress, message or ""))
+
+    async with connect() as client:
+        result = await client.call_tool("create_backup", {"dir": str(project)}, progress_callback=listen)
+        assert not result.is_error, text(result)
+        backup_id = (result.structured_content or {})["id"]
+        made, heard = heard, []
+        damage(project)
+        await client.call_tool(
+            "restore_backup", {"backup_id": backup_id, "mode": "copy"}, progress_callback=listen
+        )
+    for told in (made, heard):
+        values = [value for value, _ in told]
+        assert values
+        assert values == sorted(set(values))
+        assert all(message for _, message in told)
+
+
+# A create that is held up in mksquashfs, and what must be left of it.
+
+
+@pytest.fixture
+def held_up(tools: Path) -> Iterator[tuple[str, Path]]:
+    """Return a PATH on which mksquashfs writes something and hangs, and the file that says it has begun."""
+    begun = tools / "begun"
+    script = f'echo part > "$2"; echo $$ > {begun}; exec sleep 300'
+    yield put_tool(tools, "mksquashfs", script), begun
+    if begun.exists():
+        pid = int(begun.read_text())
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - what it waits for is another process
+            await anyio.sleep(0.02)
+
+
+def server_process() -> psutil.Process:
+    (process,) = [child for child in psutil.Process().children() if "serve" in child.cmdline()]
+    return process
+
+
+def assert_nothing_left(tmp_path: Path) -> None:
+    assert stored_files(tmp_path) == []
+    archives = [
+        path for path in (tmp_path / "state").rglob("*") if path.is_file() and path.stat().st_size > 4096
+    ]
+    assert archives == []
+
+
+async def test_a_cancelled_create_leaves_nothing(
+    connect: Connect, project: Path, tmp_path: Path, held_up: tuple[str, Path]
+) -> None:
+    path, begun = held_up
+    async with connect(PATH=path) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.call_tool, "create_backup", {"dir": str(project)})
+            await until(begun.exists)
+            tasks.cancel_scope.cancel()
+        await until(lambda: stored_files(tmp_path) == [])
+        assert (await call(client, "list_backups"))["backups"] == []
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+async def test_a_signal_in_the_middle_of_a_create_leaves_no_backup(
+    connect: Connect, project: Path, tmp_path: Path, held_up: tuple[str, Path], number: signal.Signals
+) -> None:
+    path, begun = held_up
+    async with connect(PATH=path) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(client.call_tool, "create_backup", {"dir": str(project)})
+        await until(begun.exists)
+        process = server_process()
+        process.send_signal(number)
+        await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        tasks.cancel_scope.cancel()
+    if number is not signal.SIGKILL:
+        assert_nothing_left(tmp_path)
+    async with connect() as client:
+        assert (await call(client, "list_backups"))["backups"] == []
+        made = await call(client, "create_backup", dir=str(project))
+        assert (await call(client, "verify_backup", backup_id=made["id"]))["ok"] is True
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_create_leaves_no_backup(
+    connect: Connect, project: Path, tmp_path: Path, held_up: tuple[str, Path]
+) -> None:
+    path, begun = held_up
+    async with anyio.create_task_group() as tasks:
+        async with connect(PATH=path) as client:
+            tasks.start_soon(call_until_the_end, client, project)
+            await until(begun.exists)
+            process = server_process()
+        tasks.cancel_scope.cancel()
+    assert not process.is_running()
+    assert_nothing_left(tmp_path)
+
+
+async def call_until_the_end(client: Client, project: Path) -> None:
+    with pytest.raises(MCPError, match="Connection closed"):
+        await client.call_tool("create_backup", {"dir": str(project)})

@@ -1,0 +1,120 @@
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from helpers.cli import ID, UNDO_ID, FakeService
+from sandpoint.cli import main
+from sandpoint.models import Changes, RestoreResult
+
+Answer = Callable[..., FakeService]
+
+CHANGES = Changes(added=("b",), modified=("a\\x1b", "c"), removed=("[red]d",))
+
+
+def make_result(**changes: Any) -> RestoreResult:
+    values: dict[str, Any] = {
+        "success": True,
+        "id": ID,
+        "dir": "/work",
+        "mode": "copy",
+        "changes": CHANGES,
+        "undo_id": UNDO_ID,
+    }
+    return RestoreResult(**(values | changes))
+
+
+def test_every_option_reaches_the_service(answer: Answer) -> None:
+    service = answer(restore=make_result())
+    arguments = f"restore {ID} --to /other --mode overlay --path a --path b/c --dry-run --no-undo"
+    assert main(arguments.split()) == 0
+    assert service.calls == [
+        (
+            "restore",
+            {
+                "backup_id": ID,
+                "dir": "/other",
+                "mode": "overlay",
+                "paths": ["a", "b/c"],
+                "dry_run": True,
+                "undo": False,
+            },
+        )
+    ]
+
+
+def test_without_options_the_undo_is_kept(answer: Answer) -> None:
+    service = answer(restore=make_result())
+    assert main(["restore", ID]) == 0
+    assert service.calls[0][1] == {
+        "backup_id": ID,
+        "dir": None,
+        "mode": "auto",
+        "paths": (),
+        "dry_run": False,
+        "undo": True,
+    }
+
+
+def test_a_person_is_told_the_changes_and_the_way_back(
+    answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(restore=make_result())
+    assert main(["restore", ID]) == 0
+    out, err = capsys.readouterr()
+    first, *rest = out.splitlines()
+    assert re.fullmatch(
+        rf"Restored /work from backup {ID} by copy in \d+ ms: 1 added, 2 modified, 1 removed\.", first
+    )
+    assert rest == [
+        f"The state before is backup {UNDO_ID}.",
+        f"Go back to it with: sandpoint restore {UNDO_ID}",
+    ]
+    assert err == ""
+
+
+def test_a_dry_run_prints_the_plan_in_order_and_that_nothing_was_changed(
+    answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(restore=make_result(dry_run=True, undo_id=None))
+    assert main(["restore", ID, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "- [red]d",
+        "~ a\\x1b",
+        "+ b",
+        "~ c",
+        f"A restore of /work from backup {ID} by copy would give: 1 added, 2 modified, 1 removed.",
+        "Nothing was changed.",
+    ]
+
+
+def test_a_dry_run_of_an_overlay_has_no_plan(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(restore=make_result(dry_run=True, undo_id=None, mode="overlay", changes=None))
+    assert main(["restore", ID, "--dry-run"]) == 0
+    assert (
+        capsys.readouterr().out == f"Backup {ID} would be mounted on /work by overlay. Nothing was changed.\n"
+    )
+
+
+def test_nothing_to_do_is_said(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(restore=make_result(changes=Changes(), undo_id=None))
+    assert main(["restore", ID]) == 0
+    assert capsys.readouterr().out == f"/work was the same as backup {ID} already. Nothing was changed.\n"
+
+
+def test_an_overlay_says_how_to_take_it_down(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(restore=make_result(mode="overlay", changes=None, dir="/work dir"))
+    assert main(["restore", ID]) == 0
+    out = capsys.readouterr().out
+    assert re.match(rf"Restored /work dir from backup {ID} by overlay in \d+ ms\.\n", out)
+    assert out.endswith("Take the overlay down with: sandpoint unmount '/work dir'\n")
+
+
+def test_what_was_left_alone_is_a_warning(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(restore=make_result(kept_paths=("extra",), skipped_mounts=("data",)))
+    assert main(["restore", ID]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: extra directories stay because they hold excluded paths: extra",
+        "warning: mounts inside the directory were left alone: data",
+    ]

@@ -1,0 +1,48 @@
+import os
+import signal
+
+import anyio
+import pytest
+
+from sandpoint.cli.failures import StoppedError
+from sandpoint.cli.signals import until_signal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_and_the_clean_up_is_waited_for(number: signal.Signals) -> None:
+    steps = []
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.01)
+                steps.append("cleaned up")
+
+    with pytest.raises(StoppedError) as caught:
+        anyio.run(until_signal, work)
+    assert caught.value.number == number
+    assert steps == ["cleaned up"]
+
+
+def test_work_that_is_done_all_the_same_counts_as_done() -> None:
+    async def work() -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.01)
+        return "done"
+
+    assert anyio.run(until_signal, work) == "done"
+
+
+def test_the_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def work() -> None:
+        assert signal.getsignal(signal.SIGTERM) != before
+
+    anyio.run(until_signal, work)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

@@ -1,0 +1,225 @@
+"""`serve` in a process of its own, over a service that is not real: how it starts, speaks and ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parents[2]
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from helpers.mcp import FakeService
+from sandpoint.errors import InvalidBackupConfigError, StoreUnavailableError
+from sandpoint.mcp_server import serve, stdio
+from sandpoint.settings import Settings
+
+class Service(FakeService):
+    async def _asked(self, operation, report=None, **options):
+        print("printed by mistake", flush=True)
+        Path("started").touch()
+        try:
+            await super()._asked(operation, report, **options)
+        finally:
+            Path("cleaned").touch()
+
+def open_service(settings):
+    Path("allowed").write_text(":".join(settings.allowed_dirs))
+    if not Path("store").exists():
+        raise StoreUnavailableError("cannot open the store; create it")
+    return Service(hang=Path("hang").exists())
+
+stdio.open_service = open_service
+"""
+
+INITIALIZE = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "test", "version": "1"},
+}
+
+
+class Server:
+    """A server process, spoken to by hand."""
+
+    def __init__(self, cwd: Path, serve: str) -> None:
+        self.cwd = cwd
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PROGRAM) + serve],
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(TESTS), "SANDPOINT_ALLOWED_DIRS": ""},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def send(self, method: str, params: dict[str, Any] | None = None, number: int | None = None) -> None:
+        message: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "params": params or {}}
+        if number is not None:
+            message["id"] = number
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(message).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def initialize(self) -> dict[str, Any]:
+        self.send("initialize", INITIALIZE, 1)
+        answer: dict[str, Any] = self.answer()["result"]
+        self.send("notifications/initialized")
+        return answer
+
+    def call(self, tool: str, **arguments: object) -> None:
+        self.send("tools/call", {"name": tool, "arguments": arguments}, 2)
+
+    def wait_for(self, name: str) -> None:
+        subprocess.run(
+            ["sh", "-c", f"until [ -e {name} ]; do sleep 0.02; done"], cwd=self.cwd, timeout=10, check=True
+        )
+
+    def end(self) -> tuple[int, bytes, str]:
+        """Wait for the end, and return the status and what was still written."""
+        assert self.process.stdout
+        assert self.process.stderr
+        status = self.process.wait(timeout=5)
+        return status, self.process.stdout.read(), self.process.stderr.read().decode()
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    servers: list[Server] = []
+
+    def started(serve: str = "serve(Settings())") -> Server:
+        servers.append(Server(tmp_path, serve))
+        return servers[-1]
+
+    (tmp_path / "store").touch()
+    yield started
+    for server in servers:
+        with server.process as process:
+            process.kill()
+
+
+def test_only_the_protocol_is_on_stdout(start: Start) -> None:
+    server = start()
+    server.initialize()
+    server.call("delete_backup", backup_id="i")
+    assert server.answer()["result"]["structuredContent"]["deleted"] is True
+    assert server.process.stdin
+    server.process.stdin.close()
+    status, stdout, stderr = server.end()
+    assert (status, stdout) == (0, b"")
+    assert "printed by mistake" in stderr
+
+
+@pytest.mark.parametrize("how", ["stdin", signal.SIGTERM, signal.SIGINT])
+def test_at_the_end_what_runs_is_cancelled_and_cleans_up(
+    start: Start, tmp_path: Path, how: signal.Signals | str
+) -> None:
+    (tmp_path / "hang").touch()
+    server = start()
+    server.initialize()
+    server.call("create_backup", dir="/work")
+    server.wait_for("started")
+    if isinstance(how, signal.Signals):
+        server.process.send_signal(how)
+    else:
+        assert server.process.stdin
+        server.process.stdin.close()
+    status, _, stderr = server.end()
+    assert (tmp_path / "cleaned").exists()
+    assert status == 0
+    assert "Traceback" not in stderr
+
+
+def test_a_signal_ends_a_server_that_does_nothing(start: Start) -> None:
+    server = start()
+    server.initialize()
+    server.process.terminate()
+    status, stdout, stderr = server.end()
+    assert (status, stdout, stderr) == (0, b"", "")
+
+
+def test_a_client_that_is_gone_leaves_no_traceback(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "hang").touch()
+    server = start()
+    server.initialize()
+    server.call("create_backup", dir="/work")
+    server.wait_for("started")
+    assert server.process.stdin
+    assert server.process.stdout
+    server.process.stdout.close()
+    server.process.stdin.close()
+    assert server.process.wait(timeout=5) == 0
+    assert server.process.stderr
+    assert "Traceback" not in server.process.stderr.read().decode()
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_the_working_directory_is_allowed_where_none_is_named(start: Start, tmp_path: Path) -> None:
+    server = start()
+    assert str(tmp_path.resolve()) in server.initialize()["instructions"]
+    assert (tmp_path / "allowed").read_text() == str(tmp_path.resolve())
+
+
+def test_named_directories_are_the_ones_allowed(start: Start, tmp_path: Path) -> None:
+    server = start('serve(Settings(allowed_dirs=("/srv",)))')
+    assert "/srv" in server.initialize()["instructions"]
+    assert (tmp_path / "allowed").read_text() == "/srv"
+
+
+def test_a_store_that_cannot_be_opened_is_told_by_each_call_until_it_can(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "store").unlink()
+    server = start()
+    server.initialize()
+    server.call("list_backups")
+    result = server.answer()["result"]
+    assert result["isError"] is True
+    assert result["content"][0]["text"] == "STORE_UNAVAILABLE: cannot open the store; create it"
+    assert result["_meta"]["sandpoint/code"] == "STORE_UNAVAILABLE"
+
+    (tmp_path / "store").touch()
+    server.call("list_backups")
+    assert server.answer()["result"]["structuredContent"] == {"backups": []}
+
+    server.process.terminate()
+    status, _, stderr = server.end()
+    assert status == 0
+    assert stderr.count("STORE_UNAVAILABLE: cannot open the store; create it") == 1
+    assert "Traceback" not in stderr
+
+
+def test_settings_that_could_not_be_read_are_told_by_each_call(start: Start) -> None:
+    server = start('serve(InvalidBackupConfigError("SANDPOINT_ALLOWED_DIRS is wrong"))')
+    server.initialize()
+    for _ in range(2):
+        server.call("create_backup", dir="/work")
+        text = server.answer()["result"]["content"][0]["text"]
+        assert text == "INVALID_BACKUP_CONFIG: SANDPOINT_ALLOWED_DIRS is wrong"
+
+
+def test_a_working_directory_that_is_gone_is_told(start: Start, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    server = start("import os; os.chdir('gone'); os.rmdir('../gone'); serve(Settings())")
+    server.initialize()
+    server.call("list_backups")
+    text = server.answer()["result"]["content"][0]["text"]
+    assert text.startswith("INVALID_BACKUP_CONFIG: ")
+    assert "SANDPOINT_ALLOWED_DIRS" in text
