@@ -7,6 +7,7 @@ differs.
 
 import argparse
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -96,12 +97,20 @@ def _look(path: bytes, groups: Mapping[tuple[int, int], list[bytes]]) -> Entry:
         mtime_ns=status.st_mtime_ns,
         target=os.readlink(path) if kind == "symlink" else b"",
         sha256=_digest(path) if kind == "file" else "",
-        xattrs=tuple(
-            (name, os.getxattr(path, name, follow_symlinks=False))
-            for name in sorted(os.listxattr(path, follow_symlinks=False))
-        ),
+        xattrs=_xattrs(path),
         linked_with=tuple(sorted(group)) if len(group) > 1 else (),
     )
+
+
+def _xattrs(path: bytes) -> tuple[tuple[str, bytes], ...]:
+    try:
+        names = sorted(os.listxattr(path, follow_symlinks=False))
+    except OSError as error:
+        # A squashfs in which nothing has any says so in this way.
+        if error.errno == errno.EOPNOTSUPP:
+            return ()
+        raise
+    return tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in names)
 
 
 def _digest(path: bytes) -> str:
@@ -121,9 +130,7 @@ def differences(before: Listing, after: Listing, *, whole_seconds: bool) -> list
             was, now = _in_seconds(was), _in_seconds(now)
         fields = [name for name in Entry.__dataclass_fields__ if getattr(was, name) != getattr(now, name)]
         if fields:
-            values = ", ".join(
-                f"{name} {getattr(now, name)!r}, was {getattr(was, name)!r}" for name in fields
-            )
+            values = ", ".join(f"{name} {getattr(now, name)!r}, was {getattr(was, name)!r}" for name in fields)
             found.append(f"{os.fsdecode(path)}: {values}")
     return found
 
@@ -291,14 +298,13 @@ class Demo:
         """Do it twice by overlay and take that down: what was below is back, for `copy` to put right."""
         for seed in (2, 3):
             self.damage(seed)
-            headline(
-                "restore_backup, mode overlay" + (", again, over the damaged overlay" if seed == 3 else "")
-            )
+            headline("restore_backup, mode overlay" + (", again, over the damaged overlay" if seed == 3 else ""))
             await self.restore(client, backup_id, "overlay", undo=False)
             self.compare("every entry, mtimes in whole seconds: squashfs keeps no more", whole_seconds=True)
         headline("sandpoint unmount")
         self.sandpoint("unmount", self.project)
         say("the overlay is gone, and the damage from before it is back" if self.differs() else "unmounted")
+        headline("restore_backup, mode copy, to put that right")
         await self.restore(client, backup_id, "copy")
         self.compare("every entry, mtimes to the nanosecond", whole_seconds=False)
 
@@ -312,7 +318,7 @@ class Demo:
         """Show the diff, and check that a dry run says the same and touches nothing."""
         headline("diff_backup")
         diff, took = await call(client, "diff_backup", backup_id=backup_id)
-        say(f"in {took}: {counted(diff)}")
+        say(f"since the backup: {counted(diff)} (in {took})")
         for sign, kind in (("+", "added"), ("~", "modified"), ("-", "removed")):
             for path in diff.get(kind, [])[:SHOWN]:
                 say(f"  {sign} {path}")
@@ -320,7 +326,7 @@ class Demo:
                 say(f"  {sign} ... and {diff[f'{kind}_count'] - SHOWN:,} more")
         damaged = list_tree(self.project)
         plan, took = await call(client, "restore_backup", backup_id=backup_id, mode="copy", dry_run=True)
-        say(f"dry run of the restore in {took}: {counted(plan['changes'])}")
+        say(f"a restore would bring it back with {counted(plan['changes'])} (dry run, in {took})")
         touched = differences(damaged, list_tree(self.project), whole_seconds=False)
         self.problems += [f"touched by the dry run: {sentence}" for sentence in touched]
 
@@ -345,11 +351,12 @@ class Demo:
 
     def can_overlay(self) -> bool:
         """Ask `sandpoint doctor`, and say what is missing where it says no."""
+        headline("sandpoint doctor")
         capabilities = self.sandpoint("doctor")
         if capabilities.get("overlay"):
-            say(f"this machine can mount overlays ({capabilities['overlay']})")
+            say(f"this machine can mount overlays: {capabilities['overlay']}")
             return True
-        headline("No overlay on this machine")
+        say("this machine can mount no overlays, so that mode is left out; what is missing:")
         for item in capabilities["items"]:
             if not item["available"]:
                 say(f"{item['name']}: {item['detail']} {item['remedy']}".rstrip())
@@ -417,9 +424,7 @@ def say(text: str) -> None:
 def main() -> int:
     """Run the demo in a temporary folder, and take the folder away."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--source", default=sys.prefix, help="the directory to copy (this virtual environment)"
-    )
+    parser.add_argument("--source", default=sys.prefix, help="the directory to copy (this virtual environment)")
     source = os.path.realpath(parser.parse_args().source)
     with tempfile.TemporaryDirectory(prefix="sandpoint-demo-", ignore_cleanup_errors=True) as folder:
         demo = Demo(os.path.realpath(folder), source)

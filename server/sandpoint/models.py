@@ -3,7 +3,6 @@
 Options are strict: an unknown field, a wrong type or a value outside its rule is an error that names the field.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Coroutine, Mapping
@@ -11,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from sandpoint.errors import InvalidBackupConfigError
@@ -27,6 +26,9 @@ MAX_TTL = 3_155_760_000
 EXPIRY_BUFFER = 60
 """Seconds before the end of its life in which a backup is no longer restored, so that it lasts to the end of
 the restore. The buffer never eats into the first minute: a backup lives at least min(ttl, 60) seconds."""
+
+_FIRST_YEAR, _LAST_YEAR = 1970, 9000
+"""Of dates in `meta.json`: with any ttl added they stay within what `datetime` can say."""
 
 MAX_NAME = 256
 MAX_DESCRIPTION = 4096
@@ -71,7 +73,10 @@ def describe_invalid(error: ValidationError) -> str:
 
 
 def _shorten(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an int of thousands of digits, which Python does not turn into text
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -89,9 +94,9 @@ def _printable(kind: str, limit: int, *, lines: bool = False) -> Callable[[str],
 
 def _ttl(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("ttl is a number of seconds")  # noqa: TRY004 - pydantic wants ValueError
-    if math.isnan(value) or math.isinf(value) or not 0 < value <= MAX_TTL:
-        raise ValueError(f"ttl is a number of seconds above 0 and at most {MAX_TTL}")
+        raise ValueError("not a number of seconds")  # noqa: TRY004 - pydantic wants ValueError
+    if not 0 < value <= MAX_TTL:  # false for NaN too
+        raise ValueError(f"must be a number of seconds above 0 and at most {MAX_TTL}")
     return int(value) if float(value).is_integer() else float(value)
 
 
@@ -111,18 +116,35 @@ def _uuid(value: str) -> str:
     # UUID() also takes braces, 'urn:' and missing hyphens: names of objects in a store allow one form only.
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
         raise ValueError(
-            f"{_shorten(value)} is no backup id; ids are UUIDs such as 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5, "
-            "as create and list return them"
+            "no backup id; ids are UUIDs such as 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5, as create and list return them"
         )
     return str(UUID(value))
+
+
+def _utf8(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("this is no valid Unicode: it holds half of a surrogate pair") from None
+    return value
 
 
 def _pattern(value: str) -> str:
     if not value.strip() or "\0" in value or "\n" in value:
         raise ValueError("an exclude is one gitignore pattern such as 'node_modules/' or '*.log', not empty")
+    if not _is_utf8(value):
+        raise ValueError("an exclude is UTF-8; use '?' for other bytes of a name")
     if len(value) > MAX_DESCRIPTION:
         raise ValueError(f"an exclude has at most {MAX_DESCRIPTION} characters")
     return value
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _relative_path(value: str) -> str:
@@ -132,14 +154,25 @@ def _relative_path(value: str) -> str:
             "a path to restore is relative to the directory, as diff prints it (for example 'src/app.py'): "
             "not absolute, without '.' and '..'"
         )
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError("this is no valid Unicode: it holds half of a surrogate pair") from None
     return path
+
+
+def _moment(value: datetime) -> datetime:
+    if not _FIRST_YEAR <= value.year <= _LAST_YEAR:
+        raise ValueError(f"a backup's dates lie between {_FIRST_YEAR} and {_LAST_YEAR}")
+    return value
 
 
 BackupId = Annotated[str, AfterValidator(_uuid)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_printable("name", MAX_NAME))]
 Description = Annotated[str, AfterValidator(_printable("description", MAX_DESCRIPTION, lines=True))]
 Ttl = Annotated[int | float, BeforeValidator(_ttl)]
-Pattern = Annotated[str, AfterValidator(_pattern)]
+Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
+Pattern = Annotated[str, AfterValidator(_utf8), AfterValidator(_pattern)]
 RelativePath = Annotated[str, AfterValidator(_relative_path)]
 MetadataKey = Annotated[str, Field(min_length=1), AfterValidator(_printable("metadata key", MAX_NAME))]
 MetadataValue = Annotated[str, AfterValidator(_printable("metadata value", MAX_METADATA_VALUE, lines=True))]
@@ -252,7 +285,7 @@ class Changes(Strict):
     """What differs between two trees, as paths relative to the directory, sorted.
 
     Names that are not UTF-8 are shown with backslash escapes. A directory that came or went is listed with
-    everything in it.
+    everything in it; one of which only the mtime moved, as every change of the names in it does, is not listed.
     """
 
     added: tuple[str, ...] = ()
@@ -332,12 +365,12 @@ class BackupMetadata(_Stored):
     parent_id: BackupId | None = None
     sandbox_id: str
     ttl: Ttl
-    created_at: datetime
-    expires_at: datetime
+    created_at: Moment
+    expires_at: Moment
     size_bytes: Annotated[int, Field(ge=0)]
     total_bytes: Annotated[int, Field(ge=0)]
     file_count: Annotated[int, Field(ge=0)]
-    excludes: tuple[str, ...] = ()
+    excludes: tuple[Pattern, ...] = ()
     use_gitignore: bool = False
     manifest: StoredLayer
     layers: Annotated[tuple[StoredLayer, ...], Field(min_length=1)]

@@ -11,8 +11,10 @@ from sandpoint.engine.manifest import Manifest
 from sandpoint.errors import (
     BackupExpiredError,
     BackupIntegrityError,
+    BackupNotFoundError,
     BackupRestoreError,
     InvalidBackupConfigError,
+    SandpointError,
 )
 from sandpoint.models import (
     DEFAULT_TTL,
@@ -228,7 +230,7 @@ class BackupService:
     async def _keep_way_back(self, metadata: BackupMetadata, comparison: CompareRequest, report: Report) -> str | None:
         """Back up what the restore would change: no more is excluded than the restore itself leaves alone."""
         changes = await self._sandbox.compare(comparison, report)
-        if not (changes.modified or changes.removed) and not await self._sandbox.overlay_on(comparison.dir):
+        if not changes or not await self._sandbox.exists(comparison.dir):
             return None
         options = CreateOptions(
             dir=comparison.dir,
@@ -257,7 +259,8 @@ class BackupService:
 
     async def _forget(self, undo_id: str | None) -> None:
         if undo_id is not None:
-            with anyio.CancelScope(shield=True):
+            # What failed before is the news, not that this fails too: what is left over is listed, and pruned.
+            with anyio.CancelScope(shield=True), suppress(SandpointError):
                 await self._store.hide(undo_id)
                 await self._store.reclaim()
 
@@ -354,6 +357,7 @@ class BackupService:
                 await report(Progress(phase="verifying", done=checked, total=total))
                 await self._check(stored, is_manifest=stored is metadata.manifest)
                 checked += stored.size
+            await report(Progress(phase="verifying", done=checked, total=total))
         except BackupIntegrityError as error:
             return VerifyResult(id=wanted, ok=False, checked_bytes=checked, problem=str(error))
         return VerifyResult(id=wanted, ok=True, checked_bytes=checked)
@@ -379,7 +383,9 @@ class BackupService:
         with suppress(BackupIntegrityError):  # damaged metadata is no reason to keep it
             await self._store.read(wanted)
         await self._store.hide(wanted)
-        _, freed = await self._store.reclaim()
+        freed = 0
+        with suppress(BackupIntegrityError):  # another's metadata is damaged: what it needs is not known
+            _, freed = await self._store.reclaim()
         return DeleteResult(id=wanted, freed_bytes=freed)
 
     async def prune(self) -> PruneResult:
@@ -387,7 +393,8 @@ class BackupService:
         now = datetime.now(UTC)
         expired = [metadata.id async for metadata in self._store.newest() if now >= metadata.expires_at]
         for backup_id in expired:
-            await self._store.hide(backup_id)
+            with suppress(BackupNotFoundError):  # deleted meanwhile
+                await self._store.hide(backup_id)
         reclaimed, freed = await self._store.reclaim()
         async with self._sandbox.turn():
             overlays = await self._sandbox.prune()
@@ -416,6 +423,14 @@ class BackupService:
                 undo_id = (await self._capture(path, options, report or _silent)).id
             await self._sandbox.unmount(path)
         return UnmountResult(dir=path, backup_id=overlay.backup_id, undo_id=undo_id)
+
+    async def check_store(self) -> None:
+        """See that backups can be written.
+
+        Raises:
+            StoreUnavailableError: They cannot; the message says why.
+        """
+        await self._store.check()
 
     async def capabilities(self) -> Capabilities:
         """Return what the sandbox can do."""

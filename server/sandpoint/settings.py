@@ -19,7 +19,7 @@ PREFIX = "SANDPOINT_"
 class Settings(BaseModel):
     """Where backups are kept, of what, and by which rules; each field is the variable `SANDPOINT_<NAME>`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     store: str = Field(default_factory=lambda: Path(platformdirs.user_data_dir("sandpoint"), "store").as_uri())
     """`file:///path`."""
@@ -61,7 +61,7 @@ def resolve(path: str) -> str:
     """
     if not path.startswith("/"):
         raise ValueError(f"{path!r} is relative, and must be an absolute path")
-    return str(Path(path).resolve())
+    return os.path.realpath(path)
 
 
 def read_settings(environment: Mapping[str, str] = os.environ, **overrides: object) -> Settings:

@@ -61,10 +61,8 @@ class Bench:
         self.tree, self.main = self._subject("main", options.files)
 
     def measure(self) -> Samples:
-        """Series after series. Memory first: it reads the whole tree, so the page cache is warm from then on."""
-        return merge(
-            self.main.memory(), self._whole_trees(), self._overlays(), self._start_ups(), self._list()
-        )
+        """Series after series. Memory first: it reads the whole tree, and so warms the page cache."""
+        return merge(self.main.memory(), self._whole_trees(), self._overlays(), self._start_ups(), self._list())
 
     def _whole_trees(self) -> Samples:
         """All that reads or writes the whole tree, in turns; the targets get some rounds more."""
@@ -108,9 +106,7 @@ class Bench:
         folder = self._folder(name)
         tree = os.path.join(folder, "tree")
         made = generate(tree, files)
-        print(
-            f"A tree of {made.files:,} files in {made.directories:,} directories, {made.bytes / 1e6:.0f} MB."
-        )
+        print(f"A tree of {made.files:,} files in {made.directories:,} directories, {made.bytes / 1e6:.0f} MB.")
         return made, Subject(tree, folder, self.runner)
 
     def _folder(self, name: str) -> str:
@@ -129,18 +125,12 @@ def _unmounted(of: Subject) -> Iterator[None]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--files", type=int, default=DEFAULT_FILES, help="of the generated tree (%(default)s)"
-    )
+    parser.add_argument("--files", type=int, default=DEFAULT_FILES, help="of the generated tree (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of the slow contenders (%(default)s)")
-    parser.add_argument(
-        "--backups", type=int, default=10_000, help="in the store that is listed (%(default)s)"
-    )
+    parser.add_argument("--backups", type=int, default=10_000, help="in the store that is listed (%(default)s)")
     parser.add_argument("--without-peers", action="store_true", help="leave out restic, borg, git and cp")
     parser.add_argument("--dir", help="work in this directory instead of on a fresh filesystem")
-    parser.add_argument(
-        "--json", type=Path, default=BUILD / "bench.json", help="where the figures go (%(default)s)"
-    )
+    parser.add_argument("--json", type=Path, default=BUILD / "bench.json", help="where the figures go (%(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print the table for the README")
     parser.add_argument("--reuse", action="store_true", help="print the figures of the last run again")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if a limit is missed")

@@ -92,7 +92,7 @@ def print_markdown(report: Report) -> None:
         if row["group"] != group:
             group = row["group"]
             print(f"| *{group}* | | | | |")
-        cells = [_name(row), *_cells(row, report)[1:]]
+        cells = [row["what"], *_cells(row, report)[1:]]
         print(f"| {' | '.join(cells)} |")
     print(f"\n{heading(report)}")
 
@@ -100,17 +100,14 @@ def print_markdown(report: Report) -> None:
 def heading(report: Report) -> str:
     """Return what was measured, where, in a sentence or two."""
     machine, tree = report["machine"], report["tree"]
+    most = max(len(row["samples"]) for row in report["rows"])
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return (
-        f"Medians of {report['rounds']} rounds or more, on {machine['cores']} cores, {machine['kernel']}, "
-        f"{report['filesystem']}, page cache warm. "
+        f"Medians of {most} rounds ({report['rounds']} of the slow contenders) on {machine['cores']} cores, "
+        f"{machine['kernel']}, {report['filesystem']}, page cache warm. "
         f"The tree: {tree['files']:,} files in {tree['directories']:,} directories, "
         f"{tree['bytes'] / 1e6:.0f} MB; squashfs with {report['compression']}. {versions}."
     )
-
-
-def _name(row: Measured) -> str:
-    return row["what"]
 
 
 def _cells(row: Measured, report: Report) -> list[str]:
@@ -142,10 +139,4 @@ def _limit(row: Measured) -> str:
 def _figure(value: float, unit: Unit) -> str:
     if unit == "bytes":
         return f"{value / 1e6:.0f} MB"
-    return (
-        f"{value:.2f} s"
-        if value >= 1
-        else f"{value * 1000:.0f} ms"
-        if value >= 0.01
-        else f"{value * 1000:.1f} ms"
-    )
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms" if value >= 0.01 else f"{value * 1000:.1f} ms"

@@ -30,9 +30,7 @@ class Subject:
         self.new = os.path.join(work, "new")
         store = Path(work, "store")
         self.backups = store / "backups"
-        self.settings = Settings(
-            store=store.as_uri(), state_dir=os.path.join(work, "state"), allowed_dirs=None
-        )
+        self.settings = Settings(store=store.as_uri(), state_dir=os.path.join(work, "state"), allowed_dirs=None)
         self.service = open_service(self.settings)
         self.backup: Backup | None = None
         self._extra: str | None = None
@@ -79,9 +77,7 @@ class Subject:
         yield Contender("restore_copy_undo", before=self.change, run=self._copy_undo, after=self._check_undo)
 
     def copies_anew(self) -> Iterator[Contender]:
-        yield Contender(
-            "restore_copy_new", before=self._empty_new, run=self._copy_new, after=lambda: remove(self.new)
-        )
+        yield Contender("restore_copy_new", before=self._empty_new, run=self._copy_new, after=lambda: remove(self.new))
 
     def change(self) -> None:
         """Edit 12 files, delete 4 and add 4, wherever they are."""
@@ -126,9 +122,7 @@ class Subject:
         self._overlay()
         yield Contender(key, before=self.unmount, run=self._overlay, after=self._check_overlay)
         if live:
-            yield Contender(
-                "restore_overlay_live", before=self._spoil, run=self._overlay, after=self._check_overlay
-            )
+            yield Contender("restore_overlay_live", before=self._spoil, run=self._overlay, after=self._check_overlay)
 
     def _overlay(self) -> None:
         self.do(self.service.restore(self.id(), mode="overlay", undo=False))
@@ -172,9 +166,7 @@ class Subject:
         }
 
     def _peak(self, *arguments: str) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(
-            command([sys.executable, str(_MEMORY), *arguments], self.environment())
-        )
+        answer: dict[str, Any] = json.loads(command([sys.executable, str(_MEMORY), *arguments], self.environment()))
         return answer
 
 

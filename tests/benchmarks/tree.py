@@ -123,9 +123,7 @@ class _Generator:
             size = int(self.random.lognormvariate(7.7, 1.65))
             mode = 0o755 if draw < 0.07 else 0o644
             ending = self.random.choice(_TEXT_ENDINGS)
-            self._file(
-                folder, f"{self.random.choice(_WORDS)}-{number}{ending}", size, b"'use strict';\n", mode
-            )
+            self._file(folder, f"{self.random.choice(_WORDS)}-{number}{ending}", size, b"'use strict';\n", mode)
 
     def _file(self, folder: str, name: str, size: int, head: bytes, mode: int) -> None:
         size = min(_LONGEST, size)

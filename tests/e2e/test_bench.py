@@ -98,9 +98,7 @@ def test_tree_is_the_same_each_time(tmp_path: Path) -> None:
     assert made[0].files == 700
     assert made[0].hard_links
     assert made[0].symlinks
-    one, two = (
-        [_seen(path, root) for path in sorted(root.rglob("*"))] for root in sorted(tmp_path.iterdir())
-    )
+    one, two = ([_seen(path, root) for path in sorted(root.rglob("*"))] for root in sorted(tmp_path.iterdir()))
     assert one == two
 
 

@@ -116,9 +116,7 @@ class FakeService(BackupService):
             dry_run=dry_run,
             undo=undo,
         )
-        return RestoreResult(
-            success=True, id=backup_id, dir="/work/app", mode="copy", changes=self.changes, undo_id=ID
-        )
+        return RestoreResult(success=True, id=backup_id, dir="/work/app", mode="copy", changes=self.changes, undo_id=ID)
 
     async def list(
         self,
@@ -129,9 +127,7 @@ class FakeService(BackupService):
         cursor: str | None = None,
         include_expired: bool = False,
     ) -> BackupPage:
-        await self._asked(
-            "list", dir=dir, name=name, limit=limit, cursor=cursor, include_expired=include_expired
-        )
+        await self._asked("list", dir=dir, name=name, limit=limit, cursor=cursor, include_expired=include_expired)
         return BackupPage(backups=())
 
     async def diff(

@@ -86,7 +86,8 @@ def listing(tree: Path) -> dict[str, tuple[object, ...]]:
 
 
 def stored_files(tmp_path: Path) -> list[Path]:
-    return [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    """Return the files of all backups, whole or begun; the store's lock file stays, and is empty."""
+    return [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != "lock"]
 
 
 async def call(client: Client, tool: str, **arguments: object) -> dict[str, Any]:
@@ -223,9 +224,7 @@ async def test_bad_directories_and_options_are_refused_and_nothing_is_done(
         "word for a number": {"dir": str(project), "ttl": "7"},
     }
     async with connect(SANDPOINT_ALLOWED_DIRS=str(tmp_path / "allowed")) as client:
-        answers = {
-            case: await failure(client, "create_backup", **arguments) for case, arguments in cases.items()
-        }
+        answers = {case: await failure(client, "create_backup", **arguments) for case, arguments in cases.items()}
         assert answers == dict.fromkeys(cases, "INVALID_BACKUP_CONFIG")
         assert (await call(client, "list_backups"))["backups"] == []
     assert stored_files(tmp_path) == []
@@ -266,9 +265,7 @@ async def test_bad_restores_are_refused_and_leave_the_directory(
             "unknown mode": ("INVALID_BACKUP_CONFIG", {"backup_id": backup_id, "mode": "swap"}),
             "unknown argument": ("INVALID_BACKUP_CONFIG", {"backup_id": backup_id, "force": True}),
         }
-        answers = {
-            case: await failure(client, "restore_backup", **given) for case, (_, given) in cases.items()
-        }
+        answers = {case: await failure(client, "restore_backup", **given) for case, (_, given) in cases.items()}
         assert answers == {case: expected for case, (expected, _) in cases.items()}
         for tool in ("diff_backup", "verify_backup", "delete_backup"):
             assert await failure(client, tool, backup_id="7") == "INVALID_BACKUP_CONFIG"
@@ -310,9 +307,7 @@ def put_tool(folder: Path, name: str, script: str) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
-async def test_a_missing_mksquashfs_is_told(
-    connect: Connect, project: Path, tools: Path, tmp_path: Path
-) -> None:
+async def test_a_missing_mksquashfs_is_told(connect: Connect, project: Path, tools: Path, tmp_path: Path) -> None:
     async with connect(PATH=str(tools)) as client:
         result = await client.call_tool("create_backup", {"dir": str(project)})
     assert text(result).startswith("BACKUP_CREATE_FAILED: ")
@@ -331,9 +326,7 @@ async def test_a_missing_git_is_told(connect: Connect, project: Path, tools: Pat
     assert stored_files(tmp_path) == []
 
 
-async def test_a_failing_mksquashfs_is_told(
-    connect: Connect, project: Path, tools: Path, tmp_path: Path
-) -> None:
+async def test_a_failing_mksquashfs_is_told(connect: Connect, project: Path, tools: Path, tmp_path: Path) -> None:
     path = put_tool(tools, "mksquashfs", "echo 'FATAL ERROR: the disk is on fire' >&2; exit 1")
     async with connect(PATH=path) as client:
         result = await client.call_tool("create_backup", {"dir": str(project)})
@@ -374,9 +367,7 @@ async def test_progress_arrives_and_rises(connect: Connect, project: Path) -> No
         backup_id = (result.structured_content or {})["id"]
         made, heard = heard, []
         damage(project)
-        await client.call_tool(
-            "restore_backup", {"backup_id": backup_id, "mode": "copy"}, progress_callback=listen
-        )
+        await client.call_tool("restore_backup", {"backup_id": backup_id, "mode": "copy"}, progress_callback=listen)
     for told in (made, heard):
         values = [value for value, _ in told]
         assert values
@@ -411,9 +402,7 @@ def server_process() -> psutil.Process:
 
 def assert_nothing_left(tmp_path: Path) -> None:
     assert stored_files(tmp_path) == []
-    archives = [
-        path for path in (tmp_path / "state").rglob("*") if path.is_file() and path.stat().st_size > 4096
-    ]
+    archives = [path for path in (tmp_path / "state").rglob("*") if path.is_file() and path.stat().st_size > 4096]
     assert archives == []
 
 
@@ -437,12 +426,11 @@ async def test_a_signal_in_the_middle_of_a_create_leaves_no_backup(
 ) -> None:
     path, begun = held_up
     async with connect(PATH=path) as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(client.call_tool, "create_backup", {"dir": str(project)})
+        tasks.start_soon(call_until_the_end, client, project)
         await until(begun.exists)
         process = server_process()
         process.send_signal(number)
         await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-        tasks.cancel_scope.cancel()
     if number is not signal.SIGKILL:
         assert_nothing_left(tmp_path)
     async with connect() as client:

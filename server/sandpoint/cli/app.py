@@ -56,13 +56,18 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
-        return int(get_command(_app()).main(arguments, prog_name="sandpoint", standalone_mode=False) or 0)
+        # Not command.main(), which has its own idea of exit statuses, of broken pipes for one.
+        command = get_command(_app())
+        with command.make_context("sandpoint", arguments) as context:
+            return int(command.invoke(context) or 0)
+    except typer.Exit as asked:
+        return asked.exit_code
     except typer.TyperException as error:
         failure = Failure("WRONG_USAGE", error.format_message().replace("Value error, ", ""), 2)
         show_failure(failure, as_json=as_json)
         if not as_json:
-            context = getattr(error, "ctx", None)
-            say(f"Try '{context.command_path if context else 'sandpoint'} --help'.", error=True)
+            wrong = getattr(error, "ctx", None)
+            say(f"Try '{wrong.command_path if wrong else 'sandpoint'} --help'.", error=True)
         return failure.status
     except (typer.Abort, KeyboardInterrupt):
         failure = describe(KeyboardInterrupt())

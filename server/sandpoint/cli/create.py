@@ -19,18 +19,14 @@ def create(
     description: Annotated[str | None, typer.Option("--description", help="What it is for.")] = None,
     ttl: Annotated[
         float | None,
-        typer.Option(
-            "--ttl", metavar="SECONDS", help="How long it can be restored. [default: 259200, three days]"
-        ),
+        typer.Option("--ttl", metavar="SECONDS", help="How long it can be restored. [default: 259200, three days]"),
     ] = None,
     use_gitignore: Annotated[
         bool, typer.Option("--use-gitignore", help="Leave out what git ignores, if DIR is in a repository.")
     ] = False,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(
-            "--exclude", metavar="PATTERN", help="Leave out what a .gitignore line would. Repeatable."
-        ),
+        typer.Option("--exclude", metavar="PATTERN", help="Leave out what a .gitignore line would. Repeatable."),
     ] = None,
     metadata: Annotated[
         list[str] | None,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from sandpoint.cli.options import BackupIds, Common, Json, Sandbox, Store
 from sandpoint.cli.run import run, run_each
-from sandpoint.cli.terminal import count, say, size
+from sandpoint.cli.terminal import count, printable, say, size
 
 if TYPE_CHECKING:
     from sandpoint.models import DeleteResult, PruneResult
@@ -30,7 +30,10 @@ def prune(
     sandbox: Sandbox = None,
     as_json: Json = False,
 ) -> int:
-    """Remove expired backups, and those never finished."""
+    """Remove expired backups, and those never finished.
+
+    What overlays that are mounted no more left behind goes too.
+    """
     return run(Common(store, sandbox, as_json), lambda service, report: service.prune(), show_pruned)
 
 
@@ -46,7 +49,12 @@ def show_pruned(result: "PruneResult") -> None:
         return
     for backup_id in result.removed:
         say(f"Removed {backup_id}, expired.")
-    for backup_id in result.abandoned:
+    overlays = [printable(found) for found in result.abandoned if found.startswith("/")]
+    unfinished = [found for found in result.abandoned if not found.startswith("/")]
+    for backup_id in unfinished:
         say(f"Removed {backup_id}, never finished.")
-    total = count(len(result.removed) + len(result.abandoned), "backup")
-    say(f"{total} removed, {size(result.freed_bytes)} freed.")
+    for directory in overlays:
+        say(f"Removed what an overlay on {directory} left, mounted no more.")
+    total = [count(len(result.removed) + len(unfinished), "backup")]
+    total += [count(len(overlays), "overlay")] if overlays else []
+    say(f"{' and '.join(total)} removed, {size(result.freed_bytes)} freed in the store.")

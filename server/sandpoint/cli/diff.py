@@ -31,9 +31,7 @@ def diff(
     + came since the backup, ~ changed, - went.
     """
     if other is not None and directory is not None:
-        raise typer.BadParameter(
-            "compare with another backup or with a directory, not both", param_hint="--dir"
-        )
+        raise typer.BadParameter("compare with another backup or with a directory, not both", param_hint="--dir")
     return run(
         Common(store, sandbox, as_json),
         lambda service, report: service.diff(backup_id, other, dir=directory, report=report),

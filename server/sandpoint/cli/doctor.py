@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from sandpoint.models import Capabilities, Capability, Report
     from sandpoint.service import BackupService
 
-OVERLAYS = {"kernel": "by the kernel", "fuse": "by FUSE, where reading is slower", None: "not possible"}
-
 
 @dataclass(frozen=True)
 class Health:
@@ -42,9 +40,7 @@ def doctor(
     For what is missing, the command that installs it is printed.
     """
     common = Common(store, sandbox, as_json)
-    return run(
-        common, lambda service, report: examine(service, report, common), show_health, problem=find_problem
-    )
+    return run(common, lambda service, report: examine(service, report, common), show_health, problem=find_problem)
 
 
 async def examine(service: "BackupService", report: "Report", common: Common) -> Health:
@@ -54,7 +50,7 @@ async def examine(service: "BackupService", report: "Report", common: Common) ->
     capabilities = await service.capabilities()
     failure = None
     try:
-        await service.list(limit=1)
+        await service.check_store()
     except SandpointError as error:
         failure = describe(error)
     return Health(capabilities, read_settings(store=common.store).store, failure)
@@ -78,13 +74,13 @@ def show_health(health: Health) -> None:
     """Print each thing with what it is for and how to get it, and what it all comes to."""
     capabilities = health.capabilities
     say(f"Sandbox {printable(capabilities.sandbox)}")
-    width = max((len(item.name) for item in capabilities.items), default=0)
-    for item in capabilities.items:
+    names = [printable(item.name) for item in capabilities.items]
+    width = max(map(len, names), default=0)
+    for name, item in zip(names, capabilities.items, strict=True):
         detail = f" ({printable(item.detail)})" if item.detail else ""
-        say(f"  {_mark(item)}  {item.name.ljust(width)}  for {printable(item.needed_for)}{detail}")
+        say(f"  {_mark(item)}  {name.ljust(width)}  for {printable(item.needed_for)}{detail}")
         if not item.available and item.remedy:
-            say(f"           {' ' * width}  get it with: {printable(item.remedy)}")
-    say(f"  overlay restores: {OVERLAYS[capabilities.overlay]}")
+            say(f"           {' ' * width}  to have it: {printable(item.remedy)}")
     say(f"Store {printable(health.store)}")
     if health.store_failure:
         message = printable(health.store_failure.message, lines=True)

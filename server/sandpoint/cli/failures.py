@@ -15,11 +15,12 @@ DEBUG = "SANDPOINT_DEBUG"
 
 
 class StoppedError(Exception):
-    """A signal ended the operation, and what it had begun was cleaned up."""
+    """A signal ended the operation, and what it had begun was cleaned up, unless the detail says otherwise."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
+    def __init__(self, number: int, detail: str = "") -> None:
+        super().__init__(number, detail)
         self.number = number
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ def describe(error: BaseException) -> Failure:
     if isinstance(error, SandpointError):
         return Failure(error.code, str(error), error.exit_status)
     if isinstance(error, StoppedError | KeyboardInterrupt):
-        number = error.number if isinstance(error, StoppedError) else signal.SIGINT
-        name = signal.Signals(number).name
-        return Failure("CANCELLED", f"stopped by {name} before it was done", 128 + number)
+        stopped = error if isinstance(error, StoppedError) else StoppedError(signal.SIGINT)
+        name = signal.Signals(stopped.number).name
+        detail = f": {stopped.detail}" if stopped.detail else ""
+        return Failure("CANCELLED", f"stopped by {name} before it was done{detail}", 128 + stopped.number)
     if os.environ.get(DEBUG):
         import traceback
 

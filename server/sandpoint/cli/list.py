@@ -19,13 +19,9 @@ WIDE = 120
 
 
 def list_backups(
-    directory: Annotated[
-        str | None, typer.Option("--dir", metavar="DIR", help="Only of this directory.")
-    ] = None,
+    directory: Annotated[str | None, typer.Option("--dir", metavar="DIR", help="Only of this directory.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Only of this name.")] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="At most so many. [default: 20]")
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="At most so many. [default: 20]")] = None,
     cursor: Annotated[
         str | None, typer.Option("--cursor", help="Go on after an earlier list, which printed this.")
     ] = None,

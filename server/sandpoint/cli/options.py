@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
+from sandpoint.cli.terminal import shell_word
+
 Store = Annotated[
     str | None,
-    typer.Option(
-        "--store", metavar="URL", help="Where backups are kept: file:///path. [env: SANDPOINT_STORE]"
-    ),
+    typer.Option("--store", metavar="URL", help="Where backups are kept: file:///path. [env: SANDPOINT_STORE]"),
 ]
 Sandbox = Annotated[
     str | None,
@@ -18,9 +18,7 @@ Sandbox = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 
 BackupId = Annotated[str, typer.Argument(metavar="ID", help="The backup's id, as create and list print it.")]
-BackupIds = Annotated[
-    list[str], typer.Argument(metavar="ID", help="The backups' ids, as create and list print them.")
-]
+BackupIds = Annotated[list[str], typer.Argument(metavar="ID", help="The backups' ids, as create and list print them.")]
 NoUndo = Annotated[bool, typer.Option("--no-undo", help="Do not back up the present state first.")]
 
 
@@ -34,10 +32,8 @@ class Common:
 
     def command(self, *arguments: str) -> str:
         """Return a line for the user's shell that runs another command on the same store and sandbox."""
-        from shlex import join
-
         line = ["sandpoint", *arguments]
         for option, value in (("--store", self.store), ("--sandbox", self.sandbox)):
             if value is not None:
                 line += [option, value]
-        return join(line)
+        return " ".join(map(shell_word, line))

@@ -31,9 +31,7 @@ def restore(
         list[str] | None,
         typer.Option("--path", metavar="P", help="Only this path, relative to the directory. Repeatable."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     no_undo: NoUndo = False,
     store: Store = None,
     sandbox: Sandbox = None,
@@ -81,6 +79,6 @@ def _show_plan(result: "RestoreResult", where: str) -> None:
         say(f"Backup {result.id} would be mounted on {where} by {result.mode}. Nothing was changed.")
         return
     show_changes(result.changes)
-    counts = count_changes(result.changes)
+    counts = count_changes(result.changes) if result.changes else "no change"
     say(f"A restore of {where} from backup {result.id} by {result.mode} would give: {counts}.")
     say("Nothing was changed.")

@@ -103,9 +103,7 @@ def run_each(
     `error` beside them where the whole was ended by a signal.
     """
     if len(backup_ids) == 1:
-        return run(
-            common, lambda service, report: operation(service, backup_ids[0], report), show, problem=problem
-        )
+        return run(common, lambda service, report: operation(service, backup_ids[0], report), show, problem=problem)
 
     outcomes: list[Outcome[R]] = []
 
@@ -133,9 +131,7 @@ def run_each(
 
 def _print_outcomes(outcomes: Sequence[Outcome[R]], ended: Failure | None) -> None:
     # Nothing was tried when the settings are wrong: then there is only the error.
-    answer: dict[str, Any] = (
-        {"results": [outcome.as_json() for outcome in outcomes]} if outcomes or not ended else {}
-    )
+    answer: dict[str, Any] = {"results": [outcome.as_json() for outcome in outcomes]} if outcomes or not ended else {}
     print_json(answer | ({"error": ended.as_json()} if ended else {}))
 
 

@@ -36,6 +36,11 @@ async def until_signal(work: Callable[[], Awaitable[T]]) -> T:
             loop.add_signal_handler(number, stop, number)
         try:
             return await work()
+        except Exception as error:
+            # Ctrl-C also reaches the programs that the work runs: that they fail is no news then.
+            if received:
+                raise StoppedError(received[0], str(error)) from error
+            raise
         finally:
             for number in SIGNALS:
                 loop.remove_signal_handler(number)

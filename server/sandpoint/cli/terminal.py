@@ -21,12 +21,20 @@ def printable(text: str, *, lines: bool = False) -> str:
         return text
     return "".join(
         character
-        if character.isprintable()
-        or unicodedata.category(character) == "Zs"
-        or (lines and character in "\n\t")
+        if character.isprintable() or unicodedata.category(character) == "Zs" or (lines and character in "\n\t")
         else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def shell_word(text: str) -> str:
+    r"""Return text as one word of a shell's line that is safe to print; what is not printable as `$'\x1b'`."""
+    if text.isprintable():
+        from shlex import quote
+
+        return quote(text)
+    plain = bytes(range(0x20, 0x7F)).translate(None, b"'\\\\")
+    return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(text)) + "'"
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -47,11 +55,7 @@ def paint(text: str, colour: Colour, stream: TextIO | None = None) -> str:
 
 def has_colour(stream: TextIO) -> bool:
     """Whether to use colours, by the rules that rich follows."""
-    return (
-        stream.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") not in {"dumb", "unknown"}
-    )
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in {"dumb", "unknown"}
 
 
 def size(count: int) -> str:

@@ -12,11 +12,13 @@ from sandpoint.engine import linux
 from sandpoint.engine.attributes import adjust
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.manifest import Entry, Manifest, display, parent
-from sandpoint.engine.plan import Comparison, Plan
+from sandpoint.engine.plan import Comparison, Plan, ancestors
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupIntegrityError, BackupRestoreError
 
 _HOLDER = os.O_RDONLY | os.O_DIRECTORY
+_NO_SUCH_RENAME = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
+"""What filesystems such as NFS say to a rename with flags."""
 _STAY_ON_MOUNT = INSIDE | linux.RESOLVE_NO_XDEV
 
 
@@ -44,7 +46,10 @@ class Holders:
             self.close()
             self._fd = linux.openat2(above or b".", _HOLDER, dir_fd=self._root, resolve=_STAY_ON_MOUNT)
             self._path = above
-        return self._fd, path[len(above) + 1 if above else 0 :]
+        name = path[len(above) + 1 if above else 0 :]
+        if name in {b".", b".."}:
+            raise OSError(errno.EINVAL, "this is no name of a file", display(path))
+        return self._fd, name
 
     def forget(self, path: bytes) -> None:
         """Close a directory that is no longer what its path names."""
@@ -88,13 +93,28 @@ def prepare_staged(staged: int, plan: Plan, comparison: Comparison, check: Check
         BackupIntegrityError: An entry is missing or is not what the manifest says.
         OSError: An attribute cannot be set.
     """
-    holders = Holders(staged)
+    brought = sorted((*plan.added, *plan.replaced), key=lambda entry: entry.path)
+    holders, firsts = Holders(staged), Holders(staged)
     try:
-        for entry in sorted((*plan.added, *plan.replaced), key=lambda entry: entry.path):
+        _open_up_leading(holders, brought)
+        for entry in brought:
             check()
             _prepare_one(holders, entry, comparison)
+            if entry.hardlink:
+                _relink(holders, firsts, entry)
     finally:
         holders.close()
+        firsts.close()
+
+
+def _open_up_leading(holders: Holders, brought: list[Entry]) -> None:
+    """Let an ordinary user into staged directories that only lead to what is brought, whatever their modes."""
+    for path in sorted({above for entry in brought for above in ancestors(entry.path) if above}):
+        with suppress(FileNotFoundError):
+            holder, name = holders.of(path)
+            status = os.stat(name, dir_fd=holder, follow_symlinks=False)
+            if status.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+                os.chmod(name, 0o700, dir_fd=holder)
 
 
 def _prepare_one(holders: Holders, entry: Entry, comparison: Comparison) -> None:
@@ -119,6 +139,18 @@ def _prepare_one(holders: Holders, entry: Entry, comparison: Comparison) -> None
         adjust(holder, name, entry, comparison, fresh=True)
 
 
+def _relink(holders: Holders, firsts: Holders, entry: Entry) -> None:
+    """Link an entry with the first of its group: odd names are extracted by runs of their own, without the link."""
+    (holder, name), (first_holder, first) = holders.of(entry.path), firsts.of(entry.hardlink)
+    inode, wanted = (
+        os.stat(each, dir_fd=there, follow_symlinks=False).st_ino
+        for each, there in ((name, holder), (first, first_holder))
+    )
+    if inode != wanted:
+        os.unlink(name, dir_fd=holder)
+        os.link(first, name, src_dir_fd=first_holder, dst_dir_fd=holder, follow_symlinks=False)
+
+
 def _not_extracted(entry: Entry) -> BackupRestoreError | BackupIntegrityError:
     if stat.S_ISCHR(entry.mode) or stat.S_ISBLK(entry.mode):
         return BackupRestoreError(
@@ -127,6 +159,18 @@ def _not_extracted(entry: Entry) -> BackupRestoreError | BackupIntegrityError:
     return BackupIntegrityError(
         f"{display(entry.path)} is in the manifest, but not in the layer; the backup is damaged, nothing was changed"
     )
+
+
+def _rename_new(source_fd: int, source: bytes, target_fd: int, target: bytes) -> None:
+    try:
+        linux.rename_new(source_fd, source, target_fd, target)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_RENAME:
+            raise
+        with suppress(FileNotFoundError):
+            os.stat(target, dir_fd=target_fd, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(target)) from None
+        os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
 
 
 @dataclass
@@ -144,6 +188,7 @@ class _Apply:
     changed_in: set[bytes] = field(default_factory=set)
     kept: list[bytes] = field(default_factory=list)
     trashed: int = 0
+    at: bytes = b""
 
     def __post_init__(self) -> None:
         self.live = Holders(self.root)
@@ -180,6 +225,10 @@ class _Apply:
         holder, name = self.live.of(entry.path)
         adjust(holder, name, entry, self.comparison)
 
+    def _begin(self, entry: Entry) -> None:
+        self.check()
+        self.at = entry.path
+
     # -- the steps --
 
     def _remove(self) -> None:
@@ -189,7 +238,7 @@ class _Apply:
             if before.is_dir != entry.is_dir:
                 going.append(before)
         for entry in sorted(going, key=lambda entry: entry.path, reverse=True):
-            self.check()
+            self._begin(entry)
             if entry.is_dir:
                 self._remove_directory(entry)
             else:
@@ -226,13 +275,13 @@ class _Apply:
 
         def back() -> None:
             there, name = self.live.of(path)
-            linux.rename_new(self.trash, dropped, there, name)
+            _rename_new(self.trash, dropped, there, name)
 
         self.undo.append(back)
 
     def _place(self) -> None:
         for entry in units(self.plan):
-            self.check()
+            self._begin(entry)
             if not entry.path:
                 raise BackupRestoreError("the directory itself was replaced while it was restored; run it again")
             holder, name = self._hold(entry.path)
@@ -247,7 +296,7 @@ class _Apply:
         try:
             linux.exchange(source, source_name, holder, name)
         except OSError as error:
-            if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOENT}:
+            if error.errno not in {*_NO_SUCH_RENAME, errno.ENOENT}:
                 raise
             with suppress(FileNotFoundError):
                 self._to_trash(holder, name, entry.path)
@@ -263,19 +312,15 @@ class _Apply:
 
     def _put(self, source: int, source_name: bytes, holder: int, name: bytes, entry: Entry) -> None:
         try:
-            linux.rename_new(source, source_name, holder, name)
+            _rename_new(source, source_name, holder, name)
         except FileExistsError:
             self._clear_way(holder, name, entry.path)
-            linux.rename_new(source, source_name, holder, name)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            os.rename(source_name, name, src_dir_fd=source, dst_dir_fd=holder)
+            _rename_new(source, source_name, holder, name)
 
         def back() -> None:
             there, live_name = self.live.of(entry.path)
             here, new_name = self.new.of(entry.path)
-            linux.rename_new(there, live_name, here, new_name)
+            _rename_new(there, live_name, here, new_name)
 
         self.undo.append(back)
 
@@ -289,8 +334,9 @@ class _Apply:
         self._to_trash(holder, name, path)
 
     def _touch(self) -> None:
+        self.changed_in.update(entry.path for entry in self.plan.restamped)
         for entry in self.plan.touched:
-            self.check()
+            self._begin(entry)
             if entry.is_dir:
                 self.changed_in.add(entry.path)
                 continue
@@ -349,6 +395,8 @@ def apply_plan(
         work.run()
     except BaseException as failure:
         problem = _take_back(work)
+        if isinstance(failure, OSError):
+            failure.filename = display(work.at) or "."
         if problem is not None:
             raise BackupRestoreError(
                 f"the restore failed ({failure}), and taking it back failed too ({problem}); the directory is partly "

@@ -3,7 +3,8 @@
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, walk_tree
 from sandpoint.errors import BackupCreateError
-from sandpoint.models import Captured, CaptureRequest
+from sandpoint.models import Captured, CaptureRequest, PathGrant, StoredFile
 
 _ATTEMPTS = 2
 """Whole captures before paths that are still written to are named as unstable."""
@@ -77,8 +78,7 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor) -> Captured
     """
     with opened_place(state, request.dir) as place, state.working() as work:
         try:
-            manifest = _capture_into(request, place, state, work, monitor)
-            stored = transfer.digest(transfer.unfinished(request.layer), monitor.check)
+            manifest, stored = _capture_into(request, place, work, monitor)
         except UnreadableError as error:
             raise BackupCreateError(
                 f"{request.dir} cannot be backed up, for this user may not read {error}; "
@@ -102,7 +102,7 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor) -> Captured
         )
 
 
-def _capture_into(request: CaptureRequest, place: Place, state: State, work: str, monitor: Monitor) -> Manifest:
+def _capture_into(request: CaptureRequest, place: Place, work: str, monitor: Monitor) -> tuple[Manifest, StoredFile]:
     cover = _cover(request)
     ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
     rules = Rules(request.excludes, paths=ignored, cover=cover)
@@ -112,16 +112,25 @@ def _capture_into(request: CaptureRequest, place: Place, state: State, work: str
             with suppress(FileNotFoundError):
                 os.unlink(partial)
             manifest, complaints = _walk_and_build(view, place, rules, request, work, monitor)
-            doubtful = [*moved_since(view, manifest), *_complained(view, manifest, complaints)]
+            with _sealing(request.layer) as sealed:
+                doubtful = [*moved_since(view, manifest), *_complained(view, manifest, complaints)]
             if not doubtful:
-                return manifest
+                return manifest, sealed()
             with opened_layer(partial, [entry.path for entry in doubtful], work, monitor.check) as layer:
                 unstable = _unstable(view, layer, manifest, doubtful, monitor)
                 if not unstable:
-                    return manifest
+                    return manifest, sealed()
                 if attempt == _ATTEMPTS:
-                    return _as_layer_has_it(manifest, layer, unstable)
+                    return _as_layer_has_it(manifest, layer, unstable), sealed()
     raise AssertionError("unreachable")
+
+
+@contextmanager
+def _sealing(layer: PathGrant) -> Iterator[Callable[[], StoredFile]]:
+    """Write the finished layer to disk and read it back beside the block; yield a function that waits for it."""
+    with ThreadPoolExecutor(1, "sandpoint-seal") as pool:
+        sealed = pool.submit(transfer.seal, layer, lambda: None)
+        yield sealed.result
 
 
 def _cover(request: CaptureRequest) -> Iterable[bytes]:
@@ -241,7 +250,7 @@ def _agrees(layer: int, manifest: Manifest, entry: Entry) -> bool:
     except OSError:
         return False
     mounts_here = frozenset(manifest.header.mounts)
-    expected = {child for child in manifest.children[entry.path] if child not in mounts_here}
+    expected = {child for child in manifest.children.get(entry.path, ()) if child not in mounts_here}
     prefix = entry.path + b"/" if entry.path else b""
     return {prefix + name for name in names} == expected
 

@@ -49,7 +49,11 @@ class Rules:
             return False
         if path in self._paths:
             return True
-        return self._matches is not None and self._matches(os.fsdecode(path) + ("/" if is_dir else ""))
+        if self._matches is None:
+            return False
+        # The patterns become regular expressions, to which a newline is no character like others; a NUL is.
+        name = os.fsdecode(path).replace("\n", "\0")
+        return self._matches(name + "/" if is_dir else name)
 
 
 def _compile(patterns: Sequence[str]) -> Callable[[str], bool]:
@@ -88,8 +92,9 @@ def git_ignored(directory_fd: int, check: Check) -> frozenset[bytes]:
 
 
 def _git(arguments: Sequence[str], where: str, check: Check, *, ok: Sequence[int] = (0,)) -> tuple[bytes, bytes]:
-    # The repository's own configuration is hostile: fsmonitor and hooks are programs that it names. Whose
-    # repository it is does not matter, for it is only read.
+    # The repository's own configuration is hostile: fsmonitor and hooks are programs that it names, and so are
+    # transports, by which git would fetch what a partial clone lacks (see `tools.ENVIRONMENT`). Whose repository it
+    # is does not matter, for it is only read.
     settings = ["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
     return tools.run(["git", *settings, *arguments], cwd=where, check=check, ok=ok)
 

@@ -102,7 +102,7 @@ def _renameat2(source_fd: int, source: bytes, target_fd: int, target: bytes, fla
 
 
 def mount(source: str, target: bytes, fstype: str, flags: int, data: bytes = b"") -> None:
-    """Mount a filesystem, as mount(2) does."""
+    """Mount a filesystem; the arguments are those of the system call of that name."""
     result = _libc.mount(
         ctypes.c_char_p(os.fsencode(source)),
         ctypes.c_char_p(target),

@@ -6,6 +6,7 @@ header and the entries, both MessagePack. Paths, link targets and xattrs are byt
 
 import stat
 import struct
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
@@ -25,6 +26,9 @@ than this before a look at the file may stand for two states of it."""
 ACL_PREFIX = b"system.posix_acl_"
 
 Xattrs = dict[bytes, bytes]
+
+_NO_NAMES = frozenset((b"", b".", b".."))
+_SLASH = ord("/")
 
 _UNREADABLE = (msgspec.MsgspecError, zstandard.ZstdError, struct.error, ValueError, MemoryError)
 
@@ -102,14 +106,12 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def children(self) -> dict[bytes, list[bytes]]:
-        """Paths in each directory, by the directory's path."""
-        listing: dict[bytes, list[bytes]] = {b"": []}
-        for path, entry in self.entries.items():
-            if entry.is_dir:
-                listing.setdefault(path, [])
+        """Paths in each directory that holds any, by the directory's path."""
+        listing: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        for path in self.entries:
             if path:
                 listing[parent(path)].append(path)
-        return listing
+        return dict(listing)
 
     def hardlink_groups(self) -> dict[bytes, list[bytes]]:
         """Return the members of each group of hard links, first one included, by the path of the first."""
@@ -213,11 +215,13 @@ def _problem(entry: Entry, before: dict[bytes, Entry]) -> str | None:
         return "is there twice"
     if not path:
         return None if entry.is_dir else "is no directory"
-    if b"\0" in path or any(part in {b"", b".", b".."} for part in path.split(b"/")):
-        return "is no plain relative path"
-    holder = before.get(parent(path))
+    above, _, name = path.rpartition(b"/")
+    holder = before.get(above)
+    # What lies above was checked when it came, so the name alone is left to check.
     if holder is None or not holder.is_dir:
         return "has no directory to lie in"
+    if name in _NO_NAMES or b"\0" in name or path[0] == _SLASH:
+        return "is no plain relative path"
     if entry.hardlink:
         first = before.get(entry.hardlink)
         if first is None or first.kind != entry.kind or entry.is_dir or first.hardlink:

@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import msgspec
@@ -285,8 +285,7 @@ def _fuse_problem() -> str:
 
 
 def _try_kernel(state: State) -> str:
-    with ExitStack() as stack:
-        folder = stack.enter_context(state.working())
+    with state.trial() as folder:
         names = {name: os.path.join(folder, name) for name in ("lower", "upper", "work", "merged")}
         for path in names.values():
             os.mkdir(path)

@@ -23,18 +23,20 @@ class Plan:
 
     `added` are in the target only, `removed` in the source only. `replaced` are in both with another type or other
     contents; the source's entries below a directory that becomes something else are among `removed`. `touched`
-    differ in mode, owner, times or extended attributes only.
+    differ in mode, owner, times or extended attributes only. `restamped` are directories of which only the mtime
+    differs, as it does after every change of the names in them: put right, but no news to anyone.
     """
 
     added: list[Entry] = field(default_factory=list)
     replaced: list[Entry] = field(default_factory=list)
     touched: list[Entry] = field(default_factory=list)
+    restamped: list[Entry] = field(default_factory=list)
     removed: list[Entry] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Whether the trees are equal."""
-        return not (self.added or self.replaced or self.touched or self.removed)
+        return not (self.added or self.replaced or self.touched or self.restamped or self.removed)
 
     def changes(self) -> Changes:
         """Return the plan as paths for people and programs."""
@@ -60,12 +62,11 @@ class Comparison:
     owners: bool = field(default_factory=lambda: os.geteuid() == 0)
     coarse_times: bool = False
 
-    def same_attributes(self, source: Entry, target: Entry) -> bool:
-        """Whether mode, owner, mtime and extended attributes agree."""
+    def same_but_mtime(self, source: Entry, target: Entry) -> bool:
+        """Whether mode, owner and extended attributes agree."""
         return (
             stat.S_IMODE(source.mode) == stat.S_IMODE(target.mode)
             and self.same_owner(source, target)
-            and self._same_mtime(source.mtime_ns, target.mtime_ns)
             and self.settable(source.xattrs) == self.settable(target.xattrs)
         )
 
@@ -81,11 +82,12 @@ class Comparison:
             if self.owners or name.startswith((b"user.", b"system.posix_acl_"))
         }
 
-    def _same_mtime(self, source: int, target: int) -> bool:
-        if source == target:
+    def same_mtime(self, source: Entry, target: Entry) -> bool:
+        """Whether times of last modification agree, as far as the source can show them."""
+        if source.mtime_ns == target.mtime_ns:
             return True
-        whole = min(max(target // _SECOND, 0), _SQUASHFS_LAST_SECOND) * _SECOND
-        return self.coarse_times and source == whole
+        whole = min(max(target.mtime_ns // _SECOND, 0), _SQUASHFS_LAST_SECOND) * _SECOND
+        return self.coarse_times and source.mtime_ns == whole
 
 
 def make_plan(
@@ -121,14 +123,14 @@ def make_plan(
             plan.replaced.append(entry)
         elif entry.is_file and entry.size:
             doubtful.append(entry)
-        elif not comparison.same_attributes(present, entry):
-            plan.touched.append(entry)
+        else:
+            _compare_attributes(present, entry, plan, comparison)
     _decide(doubtful, plan, source, differ, comparison)
     _take_whole_groups(plan, target)
     plan.removed = [
         entry for path, entry in source.entries.items() if path not in target.entries and path not in skipped
     ]
-    for steps in (plan.added, plan.replaced, plan.touched):
+    for steps in (plan.added, plan.replaced, plan.touched, plan.restamped):
         steps.sort(key=lambda entry: entry.path)
     return plan
 
@@ -146,8 +148,15 @@ def _decide(doubtful: list[Entry], plan: Plan, source: Manifest, differ: Differ,
     for entry in doubtful:
         if entry.path in different:
             plan.replaced.append(entry)
-        elif not comparison.same_attributes(source.entries[entry.path], entry):
-            plan.touched.append(entry)
+        else:
+            _compare_attributes(source.entries[entry.path], entry, plan, comparison)
+
+
+def _compare_attributes(present: Entry, entry: Entry, plan: Plan, comparison: Comparison) -> None:
+    if not comparison.same_but_mtime(present, entry):
+        plan.touched.append(entry)
+    elif not comparison.same_mtime(present, entry):
+        (plan.restamped if entry.is_dir else plan.touched).append(entry)
 
 
 def _first_of(manifest: Manifest, path: bytes) -> bytes:
@@ -188,11 +197,15 @@ def select(manifest: Manifest, paths: Sequence[bytes]) -> Manifest:
     """Return the part of a tree at and below some paths, with the directories that lead there."""
     wanted = frozenset(paths)
     chosen = {path for path in manifest.entries if is_at_or_below(path, wanted)}
-    for path in tuple(chosen):
+    for path in (*chosen, *wanted):
         chosen.update(ancestors(path))
-    entries = {path: entry for path, entry in manifest.entries.items() if path in chosen}
+    return _part(manifest, {path: entry for path, entry in manifest.entries.items() if path in chosen})
+
+
+def _part(manifest: Manifest, entries: dict[bytes, Entry]) -> Manifest:
+    """Return a part of a tree, in which groups of hard links have a first one that is in it."""
     for members in manifest.hardlink_groups().values():
-        first, *others = [path for path in members if path in chosen] or [b""]
+        first, *others = [path for path in members if path in entries] or [b""]
         for path, link in ((first, b""), *((other, first) for other in others)):
             if path and entries[path].hardlink != link:
                 entries[path] = msgspec.structs.replace(entries[path], hardlink=link)
@@ -209,7 +222,7 @@ def without(manifest: Manifest, paths: Sequence[bytes]) -> Manifest:
         for path, entry in manifest.entries.items()
         if not path or not is_at_or_below(parent(path), left_out)
     }
-    return Manifest(manifest.header, entries)
+    return _part(manifest, entries)
 
 
 def ancestors(path: bytes) -> list[bytes]:

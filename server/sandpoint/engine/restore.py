@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sandpoint.engine import overlay as overlays
 from sandpoint.engine import squashfs, tools, transfer
-from sandpoint.engine.apply import apply_plan, prepare_staged, staging_list
+from sandpoint.engine.apply import Holders, apply_plan, prepare_staged, staging_list
 from sandpoint.engine.attributes import adjust
 from sandpoint.engine.capture import Place, opened_place
 from sandpoint.engine.contents import differing
@@ -220,7 +220,7 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
     with ExitStack() as stack:
         work = stack.enter_context(state.working())
         layer = stack.enter_context(_checked_meanwhile(request, state, monitor))
-        if overlays.own_overlays(state, request.dir):
+        if not request.paths and overlays.own_overlays(state, request.dir):
             layer()  # a damaged one is found before an overlay is taken down
             stack.enter_context(overlays.set_aside(state, request.dir, monitor.check))
         place = stack.enter_context(opened_place(state, request.dir))
@@ -274,27 +274,46 @@ def _refuse_conflicts(compared: Compared) -> None:
 def _stage_and_apply(
     request: ApplyRequest, compared: Compared, place: Place, layer: str, work: str, monitor: Monitor
 ) -> list[bytes]:
-    with staging_folder(place.fd, place.path, work) as staging:
-        tree, trash = os.path.join(staging, "tree"), os.path.join(staging, "trash")
-        os.mkdir(trash, 0o700)
-        wanted = staging_list(compared.plan, whole=not request.paths)
-        monitor.progress("extracting", 0, len(wanted))
-        squashfs.extract(layer, tree, wanted, scratch=work, check=monitor.check)
-        os.makedirs(tree, mode=0o700, exist_ok=True)
-        with _directory(tree) as staged, _directory(trash) as trashed:
-            prepare_staged(staged, compared.plan, compared.comparison, monitor.check)
-            monitor.progress("applying", 0)
-            return apply_plan(
-                compared.plan,
-                root=place.fd,
-                staged=staged,
-                trash=trashed,
-                present=compared.present,
-                target=compared.target,
-                comparison=compared.comparison,
-                untouchable=compared.untouchable,
-                check=monitor.check,
-            )
+    root = compared.present.entries[b""]
+    try:
+        with staging_folder(place.fd, place.path, work) as staging:
+            kept = _stage_in(staging, request, compared, place, layer, work, monitor)
+        root = compared.target.entries.get(b"", root)
+        return kept
+    finally:
+        if b"" not in compared.untouchable:
+            adjust(place.fd, b"", root, compared.comparison)  # a staging folder inside it has moved its mtime
+
+
+def _stage_in(
+    staging: str,
+    request: ApplyRequest,
+    compared: Compared,
+    place: Place,
+    layer: str,
+    work: str,
+    monitor: Monitor,
+) -> list[bytes]:
+    tree, trash = os.path.join(staging, "tree"), os.path.join(staging, "trash")
+    os.mkdir(trash, 0o700)
+    wanted = staging_list(compared.plan, whole=not request.paths)
+    monitor.progress("extracting", 0, len(wanted))
+    squashfs.extract(layer, tree, wanted, scratch=work, check=monitor.check)
+    os.makedirs(tree, mode=0o700, exist_ok=True)
+    with _directory(tree) as staged, _directory(trash) as trashed:
+        prepare_staged(staged, compared.plan, compared.comparison, monitor.check)
+        monitor.progress("applying", 0)
+        return apply_plan(
+            compared.plan,
+            root=place.fd,
+            staged=staged,
+            trash=trashed,
+            present=compared.present,
+            target=compared.target,
+            comparison=compared.comparison,
+            untouchable=compared.untouchable,
+            check=monitor.check,
+        )
 
 
 @contextmanager
@@ -334,11 +353,14 @@ def _dress(root: int, header: Header) -> None:
     """Set what a mounted layer does not show: directories of mounts, ACLs, the attributes of the directory itself."""
     comparison = Comparison()
     ordered = sorted(header.beyond_squashfs, key=lambda entry: entry.path)
-    for entry in ordered:
-        if entry.path in header.mounts:
-            with suppress(FileExistsError):
-                os.mkdir(entry.path, 0o700, dir_fd=root)
-    for entry in reversed(ordered):
-        if entry.path:
-            adjust(root, entry.path, entry, comparison)
-    adjust(root, b"", header.beyond_squashfs[0] if not ordered else ordered[0], comparison)
+    holders = Holders(root)  # a manifest may name what lies outside
+    try:
+        for entry in ordered:
+            if entry.path in header.mounts:
+                holder, name = holders.of(entry.path)
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=holder)
+        for entry in reversed(ordered):
+            adjust(*holders.of(entry.path), entry, comparison)
+    finally:
+        holders.close()

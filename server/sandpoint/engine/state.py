@@ -7,20 +7,26 @@ checked/{sha256}  the stamp of a file whose digest was seen to be this one
 sandbox-id        names this machine's trees in the metadata of backups
 """
 
+import errno
 import json
 import os
 import shutil
 import stat
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from sandpoint.engine import linux, mounts
+from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.layers import fuse_unmount
 from sandpoint.engine.turns import Ticket
 from sandpoint.errors import SandboxUnavailableError
 
 _INSIDE_NOTE = "inside.json"
+_TRIAL = "trial-"
+_TRIAL_ENDS_S = 3600
 
 
 class State:
@@ -43,10 +49,13 @@ class State:
             for folder in (self.path, self.work, self.overlays, self.checked):
                 os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as error:
-            raise SandboxUnavailableError(
-                f"the state directory {self.path} cannot be used: {error.strerror}; set SANDPOINT_STATE_DIR to a "
-                "folder that this user can write"
-            ) from None
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> SandboxUnavailableError:
+        return SandboxUnavailableError(
+            f"the state directory {self.path} cannot be used: {error.strerror}; set SANDPOINT_STATE_DIR to a "
+            "folder that this user can write"
+        )
 
     def sandbox_id(self) -> str:
         """Return the name of this machine's trees, made up at first use: `local:` and 12 hex digits."""
@@ -60,12 +69,19 @@ class State:
     def draw_ticket(self) -> Ticket:
         """Join the queue of operations."""
         self.prepare()
-        return Ticket(os.path.join(self.path, "turns"))
+        try:
+            return Ticket(os.path.join(self.path, "turns"))
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def heal(self) -> None:
         """Clear away what operations left that died: scratch mounts and staging."""
         for name in os.listdir(self.work):
             self._clear(os.path.join(self.work, name))
+        for name in os.listdir(self.path):
+            folder = os.path.join(self.path, name)
+            if name.startswith(_TRIAL) and time.time() - os.lstat(folder).st_mtime > _TRIAL_ENDS_S:
+                self._clear(folder)
 
     def _clear(self, folder: str) -> None:
         unmount_below(folder)
@@ -73,6 +89,16 @@ class State:
         with suppress(FileNotFoundError), open(note) as file:
             remove_tree(json.load(file)["path"])
         remove_tree(folder)
+
+    @contextmanager
+    def trial(self) -> Iterator[str]:
+        """Yield a folder for a moment's trial, for which nobody need wait for a turn."""
+        self.prepare()
+        folder = tempfile.mkdtemp(prefix=_TRIAL, dir=self.path)
+        try:
+            yield folder
+        finally:
+            self._clear(folder)
 
     @contextmanager
     def working(self) -> Iterator[str]:
@@ -131,26 +157,39 @@ def staging_folder(root: int, directory: str, work: str) -> Iterator[str]:
         os.mkdir(folder, 0o700)
         yield folder
         return
-    folder = f"{directory}/.sandpoint-{uuid.uuid4().hex}"
+    name = f".sandpoint-{uuid.uuid4().hex}"
     with open(os.path.join(work, _INSIDE_NOTE), "x") as note:
-        json.dump({"path": folder}, note)
+        json.dump({"path": f"{directory}/{name}"}, note)
         note.flush()
         os.fsync(note.fileno())
-    os.mkdir(folder, 0o700)
-    _drop_acls(folder)
+    os.mkdir(name, 0o700, dir_fd=root)
     try:
-        yield folder
+        with _opened_own(root, name) as fd:
+            # By descriptor: whoever owns the directory can put a link where the folder was.
+            yield f"/proc/{os.getpid()}/fd/{fd}"
     finally:
-        remove_tree(folder)
+        remove_tree(f"/proc/self/fd/{root}/{name}")
 
 
-def _drop_acls(folder: str) -> None:
+@contextmanager
+def _opened_own(root: int, name: str) -> Iterator[int]:
+    fd = linux.openat2(name.encode(), os.O_RDONLY | os.O_DIRECTORY, dir_fd=root, resolve=INSIDE)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "the staging folder was exchanged for another's", name)
+        _drop_acls(fd)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _drop_acls(folder: int) -> None:
     # A default ACL of the directory would be passed on to all that is staged.
     with suppress(OSError):
         for name in os.listxattr(folder):
             if name.startswith("system.posix_acl_"):
                 os.removexattr(folder, name)
-    os.chmod(folder, 0o700)
+    os.fchmod(folder, 0o700)
 
 
 def unmount_below(folder: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import IO, Protocol
 
 PACKAGES = {
@@ -19,7 +20,14 @@ PACKAGES = {
 }
 """The Debian and Ubuntu package of each program."""
 
-ENVIRONMENT = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath), "HOME": os.environ.get("HOME", "/")}
+ENVIRONMENT = {
+    "LC_ALL": "C",
+    "PATH": os.environ.get("PATH", os.defpath),
+    "HOME": os.environ.get("HOME", "/"),
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_OPTIONAL_LOCKS": "0",
+}
 """Nothing else is passed on: neither variables that bend a program's behaviour, nor secrets."""
 
 _CHECK_EVERY_MS = 50
@@ -93,20 +101,23 @@ class Tool:
         """
         self.name = os.fsdecode(argv[0])
         self._ok = ok
-        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed in finish
-        self._err = tempfile.TemporaryFile()  # noqa: SIM115
         program = require(self.name)
         # After a kill of ours it would write on into what the next run clears away.
         setpriv = None if outlives_us else find("setpriv")
         guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
-        self._process = subprocess.Popen(
-            [*guard, program, *argv[1:]],
-            cwd=cwd,
-            env=ENVIRONMENT,
-            stdin=subprocess.DEVNULL,
-            stdout=self._out,
-            stderr=self._err,
-        )
+        with ExitStack() as files:
+            self._out = files.enter_context(tempfile.TemporaryFile())
+            self._err = files.enter_context(tempfile.TemporaryFile())
+            self._process = subprocess.Popen(
+                [*guard, program, *argv[1:]],
+                cwd=cwd,
+                env=ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+                stdout=self._out,
+                stderr=self._err,
+                process_group=0,  # a terminal's Ctrl-C is ours to handle
+            )
+            self._files = files.pop_all()
 
     def finish(self, check: Check) -> tuple[bytes, bytes]:
         """Wait for the end, and return what it wrote to stdout and stderr.
@@ -150,8 +161,7 @@ class Tool:
         return file.read()
 
     def _close(self) -> None:
-        self._out.close()
-        self._err.close()
+        self._files.close()
 
 
 def run(

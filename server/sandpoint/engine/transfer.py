@@ -19,7 +19,18 @@ def unfinished(grant: PathGrant) -> str:
     return f"{grant.path}.partial"
 
 
-def digest(path: str, check: Check) -> StoredFile:
+def seal(grant: PathGrant, check: Check) -> StoredFile:
+    """Make an `unfinished` file durable, read it back to its end, and return its size and SHA-256.
+
+    Raises:
+        OSError: It cannot be written or read.
+    """
+    with open(unfinished(grant), "rb") as file:
+        os.fsync(file.fileno())
+    return _digest(unfinished(grant), check)
+
+
+def _digest(path: str, check: Check) -> StoredFile:
     """Read a file to its end, and return its size and SHA-256.
 
     Raises:
@@ -36,14 +47,12 @@ def digest(path: str, check: Check) -> StoredFile:
 
 
 def send(grant: PathGrant, stored: StoredFile, state: State) -> None:
-    """Put a whole file, written to its `unfinished` place and already read back, durably into its own place.
+    """Put a sealed file from its `unfinished` place into its own.
 
     Raises:
         StoreUnavailableError: The store cannot hold it.
     """
     try:
-        with open(unfinished(grant), "rb") as file:
-            os.fsync(file.fileno())
         os.rename(unfinished(grant), grant.path)
         sync_directory(os.path.dirname(grant.path))
         stamp = _stamp_of(grant.path)
@@ -101,7 +110,7 @@ def check_file(source: Source, check: Check) -> None:
                 f"{path} has {status.st_size} bytes where the backup has {source.size}; the backup is damaged, "
                 "nothing was changed"
             )
-        if digest(path, check).sha256 != source.sha256:
+        if _digest(path, check).sha256 != source.sha256:
             raise BackupIntegrityError(f"{path} was altered: its SHA-256 is another; nothing was changed")
     except FileNotFoundError:
         raise BackupIntegrityError(f"{path} is missing; the backup is damaged, nothing was changed") from None

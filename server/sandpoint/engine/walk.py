@@ -105,7 +105,7 @@ class _Walk:
     def _unchanged_children(self, path: bytes) -> list[bytes] | None:
         if self.known is None:
             return None
-        return self.known.children[path] if path in self.proven else None
+        return self.known.children.get(path, []) if path in self.proven else None
 
     def _add(self, path: bytes, status: os.stat_result, fd: int, name: str | None) -> None:
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):

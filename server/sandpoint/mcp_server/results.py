@@ -32,11 +32,7 @@ class Result(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_empties(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in handler(self).items()
-            if value is not None and value not in ([], {})
-        }
+        return {name: value for name, value in handler(self).items() if value is not None and value not in ([], {})}
 
 
 def _bounded(**lists: Sequence[str]) -> dict[str, Any]:
@@ -66,9 +62,7 @@ class BackupSummary(Result):
     unstable_paths: Annotated[
         list[str], Field(description="Written to during the backup: may be a mix of old and new.")
     ] = []
-    skipped_mounts: Annotated[
-        list[str], Field(description="Other filesystems inside: not in the backup.")
-    ] = []
+    skipped_mounts: Annotated[list[str], Field(description="Other filesystems inside: not in the backup.")] = []
     more: More = None
 
     @classmethod
@@ -95,9 +89,9 @@ class BackupList(Result):
     """Backups, newest first."""
 
     backups: list[BackupSummary]
-    next_cursor: Annotated[
-        str | None, Field(description="Pass as cursor for the next page; absent on the last.")
-    ] = None
+    next_cursor: Annotated[str | None, Field(description="Pass as cursor for the next page; absent on the last.")] = (
+        None
+    )
 
     @model_serializer(mode="wrap")
     def _always_a_list(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -107,9 +101,7 @@ class BackupList(Result):
     @classmethod
     def of(cls, page: BackupPage) -> "BackupList":
         """Cut a page to its summaries."""
-        return cls(
-            backups=[BackupSummary.of(backup) for backup in page.backups], next_cursor=page.next_cursor
-        )
+        return cls(backups=[BackupSummary.of(backup) for backup in page.backups], next_cursor=page.next_cursor)
 
 
 class PathChanges(Result):
@@ -145,9 +137,7 @@ class Restored(Result):
     changes: Annotated[
         PathChanges | None, Field(description="What happens to the directory; absent in overlay mode.")
     ] = None
-    undo_id: Annotated[str | None, Field(description="Backup of the state before: restore it to undo.")] = (
-        None
-    )
+    undo_id: Annotated[str | None, Field(description="Backup of the state before: restore it to undo.")] = None
     kept_paths: Annotated[list[str], Field(description="Stay because they hold excluded paths.")] = []
     skipped_mounts: Annotated[list[str], Field(description="Other filesystems inside: not touched.")] = []
     more: More = None

@@ -71,9 +71,7 @@ def error_result(code: str, message: str) -> CallToolResult:
     """Return a failed call: the code in the text, which is all that a model reads, and in `_meta`."""
     # A file's name in a message may hold bytes that are not UTF-8; the protocol is UTF-8.
     text = f"{code}: {message}".encode("utf-8", "backslashreplace").decode()
-    return CallToolResult(
-        content=[TextContent(type="text", text=text)], is_error=True, _meta={ERROR_CODE_META: code}
-    )
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True, _meta={ERROR_CODE_META: code})
 
 
 def build_server(service: BackupService, *, allowed_dirs: Sequence[str] | None = None) -> MCPServer[Any]:

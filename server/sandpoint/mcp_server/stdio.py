@@ -30,9 +30,7 @@ def serve(settings: Settings | SandpointError) -> None:
     starts, and every tool call answers with the coded error. It tries again at each call, so a store that
     comes back is used. Settings that could not even be read are passed as the error that said so.
     """
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     settings = _with_allowed_dirs(settings)
     opener = _opener(settings)
     try:

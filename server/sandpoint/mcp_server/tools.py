@@ -1,7 +1,5 @@
 """The six tools: what a model reads about each (its docstring), and one call to the service."""
 
-
-
 import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -51,9 +49,7 @@ class Tools:
         name: Annotated[
             str | None, Field(description=f"Short label to find it by, at most {MAX_NAME} characters.")
         ] = None,
-        description: Annotated[
-            str | None, Field(description="What you are about to do, for later readers.")
-        ] = None,
+        description: Annotated[str | None, Field(description="What you are about to do, for later readers.")] = None,
         ttl: Annotated[
             float, Field(gt=0, le=MAX_TTL, description="Seconds that it is kept. Default: 3 days.")
         ] = DEFAULT_TTL,
@@ -64,9 +60,7 @@ class Tools:
             Texts, Field(description="Gitignore patterns to leave out, such as 'node_modules/' or '*.log'.")
         ] = None,
         metadata: Annotated[TextsByKey, Field(description="Your own keys and values.")] = None,
-        full: Annotated[
-            bool, Field(description="Store everything again, sharing nothing with a parent.")
-        ] = False,
+        full: Annotated[bool, Field(description="Store everything again, sharing nothing with a parent.")] = False,
     ) -> BackupSummary:
         """Take a point-in-time backup of a directory, so that any later change in it can be undone.
 
@@ -107,9 +101,7 @@ class Tools:
             Texts, Field(description="Restore only these files or folders, relative to the directory.")
         ] = None,
         dry_run: Annotated[bool, Field(description="Only say what would change.")] = False,
-        undo: Annotated[
-            bool, Field(description="Back up the present state first and return its undo_id.")
-        ] = True,
+        undo: Annotated[bool, Field(description="Back up the present state first and return its undo_id.")] = True,
     ) -> Restored:
         """Make a directory exactly as it was in a backup: changed and deleted files return, new ones go.
 
@@ -135,9 +127,7 @@ class Tools:
         name: Annotated[str | None, Field(description="Only with exactly this name.")] = None,
         limit: Annotated[int, Field(ge=1, le=MAX_PAGE, description="At most so many.")] = 20,
         cursor: Annotated[str | None, Field(description="next_cursor of the page before.")] = None,
-        include_expired: Annotated[
-            bool, Field(description="Also those that can no longer be restored.")
-        ] = False,
+        include_expired: Annotated[bool, Field(description="Also those that can no longer be restored.")] = False,
     ) -> BackupList:
         """List backups, newest first, with id, name, directory, size and expiry.
 
@@ -145,9 +135,7 @@ class Tools:
         nothing.
         """
         return BackupList.of(
-            await self._service().list(
-                dir=dir, name=name, limit=limit, cursor=cursor, include_expired=include_expired
-            )
+            await self._service().list(dir=dir, name=name, limit=limit, cursor=cursor, include_expired=include_expired)
         )
 
     async def delete_backup(self, backup_id: BackupId) -> Deleted:
@@ -176,9 +164,7 @@ class Tools:
         Use it to review a change before you keep it or restore. Reads the directory once; changes nothing.
         Counts are exact; at most 50 paths of each kind are named.
         """
-        return PathChanges.of(
-            await self._service().diff(backup_id, other_id, dir=dir, report=ProgressReporter(ctx))
-        )
+        return PathChanges.of(await self._service().diff(backup_id, other_id, dir=dir, report=ProgressReporter(ctx)))
 
     async def verify_backup(self, ctx: ToolContext, backup_id: BackupId) -> Verified:
         """Read all of a backup's data and check that it is as it was written.
@@ -195,9 +181,7 @@ def _hints(*, reads: bool = False, destroys: bool = False, idempotent: bool = Tr
     )
 
 
-def build_tools(
-    open_service: Callable[[], BackupService], *, allowed_dirs: Sequence[str] | None
-) -> list[Tool]:
+def build_tools(open_service: Callable[[], BackupService], *, allowed_dirs: Sequence[str] | None) -> list[Tool]:
     """Return the tools. `allowed_dirs` is told to the model; the service is what holds to it."""
     tools = Tools(open_service)
     notes = {"dir": describe_allowed(allowed_dirs)} if allowed_dirs else {}

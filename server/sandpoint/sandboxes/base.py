@@ -63,6 +63,10 @@ class Sandbox(Protocol):
         """Return the overlay of ours that is mounted on a directory."""
         ...
 
+    async def exists(self, dir: str) -> bool:
+        """Whether a directory is there."""
+        ...
+
     async def unmount(self, dir: str) -> None:
         """Take the overlay on a directory down, and drop what was written to it."""
         ...

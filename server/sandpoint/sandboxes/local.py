@@ -1,5 +1,6 @@
 """The sandbox that is this machine: the engine in worker threads."""
 
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -136,6 +137,10 @@ class LocalSandbox:
         if overlay is None:
             return None
         return OverlayState(backup_id=overlay.record.backup_id, written=overlay.is_written())
+
+    async def exists(self, dir: str) -> bool:
+        """Whether a directory is there."""
+        return await anyio.to_thread.run_sync(os.path.lexists, dir)
 
     async def unmount(self, dir: str) -> None:
         """Take the overlay on a directory down, and those below it, and drop what was written to them."""

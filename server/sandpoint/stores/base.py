@@ -52,7 +52,8 @@ class Position:
     @classmethod
     def of(cls, metadata: BackupMetadata) -> "Position":
         """Return a backup's place: ids made by time carry it, others are placed by their metadata."""
-        return cls(time_of(metadata.id) or int(metadata.created_at.timestamp() * 1000), metadata.id)
+        made = time_of(metadata.id)
+        return cls(int(metadata.created_at.timestamp() * 1000) if made is None else made, metadata.id)
 
 
 def time_of(backup_id: str) -> int | None:
@@ -75,6 +76,10 @@ class Store(Protocol):
     @property
     def local_path(self) -> str | None:
         """Where it lies on this machine, if it does: no directory around or in it may be backed up."""
+        ...
+
+    async def check(self) -> None:
+        """See that backups can be written, making the store if it is not there."""
         ...
 
     async def begin(self, backup_id: str) -> Upload:
@@ -107,7 +112,11 @@ class Store(Protocol):
         ...
 
     async def hide(self, backup_id: str) -> None:
-        """Take a backup away from view, at once."""
+        """Take a backup away from view, at once.
+
+        Raises:
+            BackupNotFoundError: There is none of that id, or no more.
+        """
         ...
 
     async def reclaim(self) -> tuple[list[str], int]:

@@ -50,6 +50,10 @@ def open_local_store(url: str) -> "LocalStore | None":
     return LocalStore(resolve(path))
 
 
+def _not_found(backup_id: str) -> BackupNotFoundError:
+    return BackupNotFoundError(f"there is no backup {backup_id} in this store; list shows those that there are")
+
+
 class LocalStore:
     """Backups in a folder. Implements `Store`."""
 
@@ -81,14 +85,24 @@ class LocalStore:
 
     # -- writing --
 
+    async def check(self) -> None:
+        """Make the folders, and see that they can be written."""
+        await anyio.to_thread.run_sync(self._check)
+
+    def _check(self) -> None:
+        with self._available():
+            for folder in (self._backups, self._incoming):
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+            with self._locked():
+                os.utime(self._incoming)
+
     async def begin(self, backup_id: str) -> Upload:
         """Make the backup's folder, and clear away what dead writers left."""
         return await anyio.to_thread.run_sync(self._begin, backup_id)
 
     def _begin(self, backup_id: str) -> Upload:
+        self._check()
         with self._available():
-            for folder in (self._backups, self._incoming):
-                os.makedirs(folder, mode=0o700, exist_ok=True)
             with self._locked():
                 for left in self._dead_writers():
                     self._clear(left)
@@ -121,7 +135,10 @@ class LocalStore:
     def _dead_writers(self) -> list[str]:
         dead = []
         for name in os.listdir(self._incoming):
-            fd = os.open(os.path.join(self._incoming, name), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fd = os.open(os.path.join(self._incoming, name), os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # it ended well meanwhile
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 dead.append(name)
@@ -173,9 +190,7 @@ class LocalStore:
                 content = file.read(_MAX_METADATA_BYTES)
         except StoreUnavailableError as error:
             if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-                raise BackupNotFoundError(
-                    f"there is no backup {backup_id} in this store; list shows those that there are"
-                ) from None
+                raise _not_found(backup_id) from None
             raise
         try:
             metadata = BackupMetadata.model_validate_json(content)
@@ -240,7 +255,12 @@ class LocalStore:
 
     def _hide(self, backup_id: str) -> None:
         with self._available():
-            os.unlink(os.path.join(self._folder(backup_id), METADATA_NAME))
+            with suppress(FileNotFoundError):  # a writer that died after its commit: without this mark it is no writer
+                os.unlink(os.path.join(self._incoming, backup_id))
+            try:
+                os.unlink(os.path.join(self._folder(backup_id), METADATA_NAME))
+            except FileNotFoundError:
+                raise _not_found(backup_id) from None
             sync_directory(self._folder(backup_id))
 
     async def reclaim(self) -> tuple[list[str], int]:

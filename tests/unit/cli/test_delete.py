@@ -18,17 +18,18 @@ def test_delete_says_what_it_freed(answer: Answer, capsys: pytest.CaptureFixture
 
 
 def test_prune_tells_each_and_the_sum(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
-    answer(prune=PruneResult(removed=(ID,), abandoned=(OTHER_ID,), freed_bytes=1500))
+    answer(prune=PruneResult(removed=(ID,), abandoned=(OTHER_ID, "/w\x1b"), freed_bytes=1500))
     assert main(["prune"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"Removed {ID}, expired.",
         f"Removed {OTHER_ID}, never finished.",
-        "2 backups removed, 1.5 kB freed.",
+        "Removed what an overlay on /w\\x1b left, mounted no more.",
+        "2 backups and 1 overlay removed, 1.5 kB freed in the store.",
     ]
     assert main(["prune", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "removed": [ID],
-        "abandoned": [OTHER_ID],
+        "abandoned": [OTHER_ID, "/w\x1b"],
         "freed_bytes": 1500,
     }
 

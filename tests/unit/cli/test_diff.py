@@ -57,9 +57,7 @@ def test_a_program_gets_three_lists(answer: Answer, capsys: pytest.CaptureFixtur
     }
 
 
-def test_signs_have_colours_on_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_signs_have_colours_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     show_changes(CHANGES)
     assert capsys.readouterr().out.splitlines() == [

@@ -6,11 +6,9 @@ import pytest
 from helpers.cli import FakeService
 from sandpoint.cli import main
 from sandpoint.errors import SandboxUnavailableError, StoreUnavailableError
-from sandpoint.models import BackupPage, Capabilities, Capability
+from sandpoint.models import Capabilities, Capability
 
 Answer = Callable[..., FakeService]
-
-EMPTY = BackupPage(backups=())
 
 
 def make_capabilities(*, tools: bool = True) -> Capabilities:
@@ -36,14 +34,13 @@ def make_capabilities(*, tools: bool = True) -> Capabilities:
 
 
 def test_optional_things_may_be_missing(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
-    answer(capabilities=make_capabilities(), list=EMPTY)
+    answer(capabilities=make_capabilities(), check_store=None)
     assert main(["doctor", "--store", "file:///backups"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "Sandbox local",
         "  ok       mksquashfs     for every backup (4.5.1)",
         "  missing  squashfuse_ll  for overlay restores as an ordinary user",
-        "                          get it with: apt-get install squashfuse",
-        "  overlay restores: by the kernel",
+        "                          to have it: apt-get install squashfuse",
         "Store file:///backups",
         "  ok       answers",
         "Ready to make and restore backups.",
@@ -51,17 +48,15 @@ def test_optional_things_may_be_missing(answer: Answer, capsys: pytest.CaptureFi
 
 
 def test_needed_things_may_not(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
-    answer(capabilities=make_capabilities(tools=False), list=EMPTY)
+    answer(capabilities=make_capabilities(tools=False), check_store=None)
     assert main(["doctor"]) == SandboxUnavailableError.exit_status
     out = capsys.readouterr().out
-    assert "get it with: apt-get install squashfs-tools" in out
+    assert "to have it: apt-get install squashfs-tools" in out
     assert out.endswith("Backups cannot be made or restored here yet.\n")
 
 
-def test_a_store_that_cannot_be_reached_is_reported(
-    answer: Answer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    answer(capabilities=make_capabilities(), list=StoreUnavailableError("/backups: permission denied"))
+def test_a_store_that_cannot_be_reached_is_reported(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capabilities=make_capabilities(), check_store=StoreUnavailableError("/backups: permission denied"))
     assert main(["doctor"]) == StoreUnavailableError.exit_status
     out, err = capsys.readouterr()
     assert "ok       mksquashfs" in out
@@ -71,7 +66,7 @@ def test_a_store_that_cannot_be_reached_is_reported(
 
 def test_a_program_gets_all_of_it(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     capabilities = make_capabilities()
-    answer(capabilities=capabilities, list=EMPTY)
+    answer(capabilities=capabilities, check_store=None)
     assert main(["doctor", "--json", "--store", "file:///backups"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told.pop("store") == {"url": "file:///backups", "available": True, "error": None}

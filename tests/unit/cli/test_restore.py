@@ -57,16 +57,12 @@ def test_without_options_the_undo_is_kept(answer: Answer) -> None:
     }
 
 
-def test_a_person_is_told_the_changes_and_the_way_back(
-    answer: Answer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_person_is_told_the_changes_and_the_way_back(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     answer(restore=make_result())
     assert main(["restore", ID]) == 0
     out, err = capsys.readouterr()
     first, *rest = out.splitlines()
-    assert re.fullmatch(
-        rf"Restored /work from backup {ID} by copy in \d+ ms: 1 added, 2 modified, 1 removed\.", first
-    )
+    assert re.fullmatch(rf"Restored /work from backup {ID} by copy in \d+ ms: 1 added, 2 modified, 1 removed\.", first)
     assert rest == [
         f"The state before is backup {UNDO_ID}.",
         f"Go back to it with: sandpoint restore {UNDO_ID}",
@@ -89,12 +85,18 @@ def test_a_dry_run_prints_the_plan_in_order_and_that_nothing_was_changed(
     ]
 
 
+def test_a_dry_run_without_changes_says_so(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(restore=make_result(dry_run=True, undo_id=None, changes=Changes()))
+    assert main(["restore", ID, "--dry-run"]) == 0
+    assert capsys.readouterr().out == (
+        f"A restore of /work from backup {ID} by copy would give: no change.\nNothing was changed.\n"
+    )
+
+
 def test_a_dry_run_of_an_overlay_has_no_plan(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     answer(restore=make_result(dry_run=True, undo_id=None, mode="overlay", changes=None))
     assert main(["restore", ID, "--dry-run"]) == 0
-    assert (
-        capsys.readouterr().out == f"Backup {ID} would be mounted on /work by overlay. Nothing was changed.\n"
-    )
+    assert capsys.readouterr().out == f"Backup {ID} would be mounted on /work by overlay. Nothing was changed.\n"
 
 
 def test_nothing_to_do_is_said(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import signal
 import anyio
 import pytest
 
-from sandpoint.cli.failures import StoppedError
+from sandpoint.cli.failures import StoppedError, describe
 from sandpoint.cli.signals import until_signal
 
 
@@ -25,6 +25,28 @@ def test_a_signal_cancels_and_the_clean_up_is_waited_for(number: signal.Signals)
         anyio.run(until_signal, work)
     assert caught.value.number == number
     assert steps == ["cleaned up"]
+
+
+def test_an_error_after_a_signal_is_told_with_the_signal() -> None:
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.01)
+        raise RuntimeError("half done")
+
+    with pytest.raises(StoppedError) as caught:
+        anyio.run(until_signal, work)
+    failure = describe(caught.value)
+    assert (failure.code, failure.status) == ("CANCELLED", 130)
+    assert failure.message == "stopped by SIGINT before it was done: half done"
+
+
+def test_an_error_without_a_signal_is_itself() -> None:
+    async def work() -> None:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match=r"^broken$"):
+        anyio.run(until_signal, work)
 
 
 def test_work_that_is_done_all_the_same_counts_as_done() -> None:

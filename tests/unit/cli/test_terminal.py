@@ -1,4 +1,6 @@
 import io
+import os
+import subprocess
 import sys
 
 import pytest
@@ -12,6 +14,7 @@ from sandpoint.cli.terminal import (
     paint,
     printable,
     say_columns,
+    shell_word,
     size,
     some,
 )
@@ -38,6 +41,16 @@ class Terminal(io.StringIO):
 )
 def test_nothing_printed_can_move_the_cursor_or_reorder(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "it's", "a b", "", "\x1b[31m'\\\\'$HOME\n", "ünï 名\x07", os.fsdecode(b"\xff'")]
+)
+def test_a_shell_reads_its_word_back(text: str) -> None:
+    word = shell_word(text)
+    assert word.isprintable()
+    read = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)
+    assert read.stdout == os.fsencode(text)
 
 
 def test_lines_of_a_message_stay_lines() -> None:

@@ -20,14 +20,10 @@ def test_a_whole_backup_is_said_to_be(answer: Answer, capsys: pytest.CaptureFixt
     assert capsys.readouterr() == (f"{ID}: whole, 2.0 MB checked.\n", "")
 
 
-def test_a_bad_backup_is_an_error_and_its_result_is_printed(
-    answer: Answer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_backup_is_an_error_and_its_result_is_printed(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     answer(verify=BAD)
     assert main(["verify", OTHER_ID]) == BackupIntegrityError.exit_status
-    assert capsys.readouterr().err == (
-        f"error: {OTHER_ID}: layer 1 is shorter than it was [BACKUP_INTEGRITY_FAILED]\n"
-    )
+    assert capsys.readouterr().err == (f"error: {OTHER_ID}: layer 1 is shorter than it was [BACKUP_INTEGRITY_FAILED]\n")
     assert main(["verify", OTHER_ID, "--json"]) == BackupIntegrityError.exit_status
     assert json.loads(capsys.readouterr().out) == BAD.model_dump(mode="json")
 

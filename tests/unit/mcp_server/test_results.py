@@ -17,9 +17,7 @@ def test_a_summary_leaves_out_what_is_empty_but_not_what_is_zero() -> None:
 
 
 def test_a_summary_keeps_what_the_user_gave() -> None:
-    backup = make_backup(
-        name="n", description="d", metadata={"k": "v"}, parent_id="p", unstable_paths=("log",)
-    )
+    backup = make_backup(name="n", description="d", metadata={"k": "v"}, parent_id="p", unstable_paths=("log",))
     told = BackupSummary.of(backup).model_dump(mode="json")
     assert (told["name"], told["description"], told["metadata"], told["parent_id"]) == (
         "n",

@@ -84,9 +84,7 @@ class Server:
         self.send("tools/call", {"name": tool, "arguments": arguments}, 2)
 
     def wait_for(self, name: str) -> None:
-        subprocess.run(
-            ["sh", "-c", f"until [ -e {name} ]; do sleep 0.02; done"], cwd=self.cwd, timeout=10, check=True
-        )
+        subprocess.run(["sh", "-c", f"until [ -e {name} ]; do sleep 0.02; done"], cwd=self.cwd, timeout=10, check=True)
 
     def end(self) -> tuple[int, bytes, str]:
         """Wait for the end, and return the status and what was still written."""
@@ -182,9 +180,7 @@ def test_named_directories_are_the_ones_allowed(start: Start, tmp_path: Path) ->
     assert (tmp_path / "allowed").read_text() == "/srv"
 
 
-def test_a_store_that_cannot_be_opened_is_told_by_each_call_until_it_can(
-    start: Start, tmp_path: Path
-) -> None:
+def test_a_store_that_cannot_be_opened_is_told_by_each_call_until_it_can(start: Start, tmp_path: Path) -> None:
     (tmp_path / "store").unlink()
     server = start()
     server.initialize()

@@ -52,9 +52,7 @@ async def test_each_tool_says_what_it_is(service: FakeService, connect: Connect)
         assert (hints.read_only_hint, hints.destructive_hint, hints.idempotent_hint) == HINTS[tool.name]
 
 
-async def test_each_schema_is_a_closed_object_with_described_arguments(
-    service: FakeService, connect: Connect
-) -> None:
+async def test_each_schema_is_a_closed_object_with_described_arguments(service: FakeService, connect: Connect) -> None:
     async with connect(service) as client:
         tools = (await client.list_tools()).tools
     for tool in tools:
@@ -179,9 +177,7 @@ async def test_null_is_the_same_as_left_out(service: FakeService, connect: Conne
     assert service.calls[0][1]["excludes"] == []
 
 
-async def test_a_list_sent_as_json_text_is_a_list_and_a_name_never_is(
-    service: FakeService, connect: Connect
-) -> None:
+async def test_a_list_sent_as_json_text_is_a_list_and_a_name_never_is(service: FakeService, connect: Connect) -> None:
     arguments = {
         "dir": "/work",
         "name": "[1]",
@@ -248,9 +244,7 @@ async def test_an_error_has_its_code_in_text_and_meta(
     assert result.structured_content is None
 
 
-async def test_a_name_that_is_not_utf8_does_not_break_the_answer(
-    service: FakeService, connect: Connect
-) -> None:
+async def test_a_name_that_is_not_utf8_does_not_break_the_answer(service: FakeService, connect: Connect) -> None:
     service.error = ERRORS["BACKUP_CREATE_FAILED"]("cannot read 'caf\udce9'")
     async with connect(service) as client:
         result = await client.call_tool("create_backup", {"dir": "/work"})

@@ -1,0 +1,158 @@
+"""A process that runs operations in children which kill themselves at their n-th change to the system.
+
+Started as `python -m helpers.killer`; reads one JSON object a line: `state`, `store`, `overlay`, `operation`,
+`arguments`, `options`, `at`. Answers each with a line: `killed`, `done` or `failed: ...`.
+"""
+
+import builtins
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sandpoint.engine import linux
+
+_OS = (
+    "mkdir", "rmdir", "rename", "replace", "link", "symlink", "unlink", "remove", "chmod", "fchmod", "chown", "utime",
+    "setxattr", "removexattr", "fsync", "write",
+)  # fmt: skip
+_LINUX = ("mount", "detach", "detach_open", "rename_new", "exchange", "_attach")
+
+
+class Killer:
+    """Child's side: counts the calls that change something, and kills the process before the n-th."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self.lock = threading.Lock()
+
+    def count(self) -> None:
+        """One more call is about to be made."""
+        with self.lock:
+            self.left -= 1
+            if self.left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrap(self, holder: object, name: str, *, counts: Callable[..., bool] = lambda *_a, **_k: True) -> None:
+        """Count the calls of a function from now on."""
+        original = getattr(holder, name)
+
+        @functools.wraps(original)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if counts(*args, **kwargs):
+                self.count()
+            return original(*args, **kwargs)
+
+        setattr(holder, name, counted)
+
+    def install(self) -> None:
+        """Count all calls that change the filesystem or the mount table, or start a program."""
+        for name in _OS:
+            self.wrap(os, name)
+        self.wrap(os, "open", counts=lambda _path, flags, *_a, **_k: bool(flags & os.O_CREAT))
+        self.wrap(builtins, "open", counts=lambda _path, mode="r", *_a, **_k: any(c in mode for c in "wxa"))
+        for name in _LINUX:
+            self.wrap(linux, name)
+        self.wrap(subprocess.Popen, "__init__")
+        self.wrap(subprocess.Popen, "wait")
+
+
+def _run(request: dict[str, Any]) -> None:
+    import anyio
+
+    from helpers.place import Place
+
+    place = Place(Path(request["base"]), overlay=request["overlay"], state=Path(request["state"]))
+    operation = getattr(place.service, request["operation"])
+    Killer(request["at"]).install()
+    anyio.run(functools.partial(operation, *request["arguments"], **request["options"]))
+
+
+def _child(request: dict[str, Any]) -> None:
+    try:
+        _run(request)
+    except BaseException as error:  # noqa: BLE001 - the parent is told
+        sys.stdout.write(f"failed: {error!r}\n")
+        sys.stdout.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    import anyio._backends._asyncio  # noqa: F401 - loaded once, not by every child
+    import pathspec  # noqa: F401
+    import uuid6  # noqa: F401
+
+    import sandpoint.service  # noqa: F401
+
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            _child(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            print("killed", flush=True)
+        elif status == 0:
+            print("done", flush=True)
+
+
+class KillerProcess:
+    """The parent's side, used by tests."""
+
+    def __enter__(self) -> "KillerProcess":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "helpers.killer"],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(30)
+
+    def run(
+        self,
+        base: Path,
+        state: Path,
+        operation: str,
+        *arguments: str,
+        at: int,
+        overlay: str | None = None,
+        **options: Any,
+    ) -> bool:
+        """Run an operation that is killed before its change number `at`; return whether it came so far."""
+        request = {
+            "base": str(base),
+            "state": str(state),
+            "overlay": overlay,
+            "operation": operation,
+            "arguments": arguments,
+            "options": options,
+            "at": at,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline().strip()
+        assert answer in {"killed", "done"}, answer
+        return answer == "killed"
+
+
+if __name__ == "__main__":
+    main()
