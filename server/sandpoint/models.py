@@ -121,14 +121,6 @@ def _uuid(value: str) -> str:
     return str(UUID(value))
 
 
-def _utf8(value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("this is no valid Unicode: it holds half of a surrogate pair") from None
-    return value
-
-
 def _pattern(value: str) -> str:
     if not value.strip() or "\0" in value or "\n" in value:
         raise ValueError("an exclude is one gitignore pattern such as 'node_modules/' or '*.log', not empty")
@@ -172,7 +164,7 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_printable("name", MAX
 Description = Annotated[str, AfterValidator(_printable("description", MAX_DESCRIPTION, lines=True))]
 Ttl = Annotated[int | float, BeforeValidator(_ttl)]
 Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
-Pattern = Annotated[str, AfterValidator(_utf8), AfterValidator(_pattern)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
 RelativePath = Annotated[str, AfterValidator(_relative_path)]
 MetadataKey = Annotated[str, Field(min_length=1), AfterValidator(_printable("metadata key", MAX_NAME))]
 MetadataValue = Annotated[str, AfterValidator(_printable("metadata value", MAX_METADATA_VALUE, lines=True))]

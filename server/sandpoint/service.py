@@ -117,7 +117,7 @@ class BackupService:
                 "ttl": ttl,
                 "use_gitignore": use_gitignore,
                 "excludes": _tuple(excludes),
-                "metadata": dict(metadata or {}),
+                "metadata": dict(metadata) if isinstance(metadata, Mapping) else {} if metadata is None else metadata,
                 "full": full,
             },
         )
@@ -196,11 +196,11 @@ class BackupService:
             },
         )
         report = report or _silent
-        metadata = await self._store.read(options.backup_id)
-        _refuse_expired(metadata)
+        metadata = await self._restorable(options.backup_id)
         path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
         comparison = self._comparison(metadata, path, options.paths)
         async with self._sandbox.turn():
+            await self._restorable(metadata.id)  # it may have gone while others had their turn
             if options.dry_run:
                 changes = await self._sandbox.compare(comparison, report)
                 return _planned(metadata.id, path, options, changes)
@@ -217,6 +217,15 @@ class BackupService:
             skipped_mounts=applied.skipped_mounts,
         )
 
+    async def _restorable(self, backup_id: str) -> BackupMetadata:
+        metadata = await self._store.read(backup_id)
+        if metadata.is_expired():
+            raise BackupExpiredError(
+                f"backup {metadata.id} expires at {metadata.expires_at:%Y-%m-%d %H:%M:%S} UTC and can be restored "
+                f"until {metadata.restorable_until:%H:%M:%S} only; choose a younger one, and give the next a longer ttl"
+            )
+        return metadata
+
     def _comparison(self, metadata: BackupMetadata, path: str, paths: tuple[str, ...] = ()) -> CompareRequest:
         return CompareRequest(
             dir=path,
@@ -230,14 +239,16 @@ class BackupService:
     async def _keep_way_back(self, metadata: BackupMetadata, comparison: CompareRequest, report: Report) -> str | None:
         """Back up what the restore would change: no more is excluded than the restore itself leaves alone."""
         changes = await self._sandbox.compare(comparison, report)
-        if not changes or not await self._sandbox.exists(comparison.dir):
+        # Overlays are taken down whole, with what was written in them to excluded paths.
+        overlay_goes = not comparison.paths and await self._sandbox.is_written(comparison.dir)
+        if not overlay_goes and (not changes or not await self._sandbox.exists(comparison.dir)):
             return None
         options = CreateOptions(
             dir=comparison.dir,
             name=UNDO_NAME,
             description=f"{comparison.dir} before backup {metadata.id} was restored to it",
-            excludes=comparison.excludes,
-            use_gitignore=comparison.use_gitignore,
+            excludes=() if overlay_goes else comparison.excludes,
+            use_gitignore=comparison.use_gitignore and not overlay_goes,
             metadata={"undo_of": metadata.id},
         )
         return (await self._capture(comparison.dir, options, report, cover=comparison.manifest)).id
@@ -417,7 +428,7 @@ class BackupService:
                     f"dir: no overlay of Sandpoint is mounted on {path}; 'sandpoint doctor' lists those that are"
                 )
             undo_id = None
-            if undo and overlay.written:
+            if undo and await self._sandbox.is_written(path):
                 description = f"{path} before the overlay of backup {overlay.backup_id} was taken down"
                 options = CreateOptions(dir=path, name=UNDO_NAME, description=description)
                 undo_id = (await self._capture(path, options, report or _silent)).id
@@ -439,7 +450,7 @@ class BackupService:
 
 def _tuple(values: Iterable[str]) -> object:
     # A string is an iterable of strings too; left as it is, its type is refused with a message.
-    return values if isinstance(values, str) else tuple(values)
+    return values if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
 
 
 def _new_id() -> str:
@@ -472,14 +483,6 @@ def _describe(
         manifest=StoredLayer(key=upload.manifest_key, **dict(captured.manifest)),
         layers=(StoredLayer(key=upload.layer_key, **dict(captured.layer)),),
     )
-
-
-def _refuse_expired(metadata: BackupMetadata) -> None:
-    if metadata.is_expired():
-        raise BackupExpiredError(
-            f"backup {metadata.id} expires at {metadata.expires_at:%Y-%m-%d %H:%M:%S} UTC and can be restored until "
-            f"{metadata.restorable_until:%H:%M:%S} only; choose a younger one, and give the next a longer ttl"
-        )
 
 
 def _planned(backup_id: str, path: str, options: RestoreOptions, changes: Changes) -> RestoreResult:

@@ -103,8 +103,8 @@ def heading(report: Report) -> str:
     most = max(len(row["samples"]) for row in report["rows"])
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return (
-        f"Medians of {most} rounds ({report['rounds']} of the slow contenders) on {machine['cores']} cores, "
-        f"{machine['kernel']}, {report['filesystem']}, page cache warm. "
+        f"Medians of {most} rounds ({report['rounds']} of the slow contenders), ratios round by round, "
+        f"on {machine['cores']} cores, {machine['kernel']}, {report['filesystem']}, page cache warm. "
         f"The tree: {tree['files']:,} files in {tree['directories']:,} directories, "
         f"{tree['bytes'] / 1e6:.0f} MB; squashfs with {report['compression']}. {versions}."
     )

@@ -87,8 +87,8 @@ def _measure(samples: Mapping[str, Sequence[float]], *, peers: bool, backups: in
     for row in ROWS:
         if row.peer and not peers:
             continue
-        value, base = medians.get(row.key), medians.get(row.against or "")
-        ratio = value / base if value is not None and base is not None else None
+        value = medians.get(row.key)
+        ratio = _ratio(samples.get(row.key, ()), samples.get(row.against or "", ()))
         fields = asdict(row) | {
             "what": row.what.format(backups=backups),
             "samples": list(samples.get(row.key, ())),
@@ -97,6 +97,13 @@ def _measure(samples: Mapping[str, Sequence[float]], *, peers: bool, backups: in
             "met": _is_met(row, ratio if row.against else value),
         }
         yield Measured(**{name: fields[name] for name in Measured.__annotations__})  # type: ignore[typeddict-item]
+
+
+def _ratio(values: Sequence[float], against: Sequence[float]) -> float | None:
+    # Round by round, and then the median: the load of a shared machine changes from round to round, and not all
+    # contenders take part in all of them.
+    ratios = [value / other for value, other in zip(values, against, strict=False)]
+    return median(ratios) if ratios else None
 
 
 def _is_met(row: Row, figure: float | None) -> bool | None:

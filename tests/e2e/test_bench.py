@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import Report
-from benchmarks.rows import ROWS
+from benchmarks.rows import ROWS, measure
 from benchmarks.tree import generate
 
 BENCH = Path(__file__).parents[1] / "benchmarks" / "run.py"
@@ -106,3 +106,17 @@ def _seen(path: Path, root: Path) -> tuple[object, ...]:
     status = path.lstat()
     content = path.read_bytes() if path.is_file() else b""
     return path.relative_to(root), status.st_mode, status.st_mtime_ns, status.st_nlink, content
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    """A load that comes over later rounds, in which a peer has no part, moves no ratio."""
+    samples = {"mksquashfs": [2.0, 2.0, 8.0], "create": [2.0, 2.2, 8.0], "restic_first": [8.0, 6.6]}
+    rows = {row["key"]: row for row in measure(samples, peers=True, backups=10)}
+    assert rows["create"]["ratio"] == pytest.approx(1.0)
+    assert rows["restic_first"]["ratio"] == pytest.approx(3.5)
+    assert rows["restic_first"]["met"] is True
+
+
+def test_target_without_a_figure_is_missed() -> None:
+    row = next(row for row in measure({}, peers=True, backups=10) if row["key"] == "create")
+    assert (row["median"], row["ratio"], row["met"]) == (None, None, False)

@@ -88,7 +88,6 @@ def _child(request: dict[str, Any]) -> None:
 def main() -> None:
     """Answer requests until stdin ends."""
     import anyio._backends._asyncio  # noqa: F401 - loaded once, not by every child
-    import pathspec  # noqa: F401
     import uuid6  # noqa: F401
 
     import sandpoint.service  # noqa: F401

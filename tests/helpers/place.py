@@ -89,7 +89,8 @@ class Place:
 
     def assert_clean(self) -> None:
         """Fail if anything is left that only a running operation may have."""
-        assert self.leftovers() == []
+        left = self.leftovers()
+        assert not left, f"left over: {left}"
 
     def assert_unmounted(self) -> None:
         """Fail unless nothing is mounted here and no loop device is in use, after a moment for the kernel."""

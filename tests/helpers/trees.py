@@ -3,6 +3,7 @@
 Nothing here is shared with the engine, so that what it gets wrong is not got wrong alike.
 """
 
+import errno
 import hashlib
 import os
 import socket
@@ -26,7 +27,7 @@ NAMES = (
     b"#hash",
     b"-dash",
     b"--no-progress",
-    b'quote"s and \'s',
+    b"quote\"s and 's",
     b"*[x]?",
     b"back\\slash",
     b"\\leading backslash",
@@ -127,14 +128,25 @@ def _item(fd: int, name: bytes, status: os.stat_result) -> tuple[Item, tuple[int
         target=os.readlink(name, dir_fd=fd) if kind == "symlink" else b"",
         rdev=status.st_rdev if kind in {"char", "block"} else 0,
         sha256=_digest(fd, name) if kind == "file" else "",
-        xattrs=tuple((each, os.getxattr(where, each, follow_symlinks=False)) for each in _xattr_names(where)),
+        xattrs=_xattrs(where),
         links=(),
     )
     return item, (status.st_dev, status.st_ino)
 
 
-def _xattr_names(where: bytes) -> list[str]:
-    return sorted(os.listxattr(where, follow_symlinks=False))
+def _xattrs(where: bytes) -> tuple[tuple[str, bytes], ...]:
+    found = []
+    try:
+        for name in sorted(os.listxattr(where, follow_symlinks=False)):
+            try:
+                found.append((name, os.getxattr(where, name, follow_symlinks=False)))
+            except OSError as error:
+                if error.errno != errno.ENODATA:  # an overlay lists ACLs that were taken away
+                    raise
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:  # a layer without any says so
+            raise
+    return tuple(found)
 
 
 def _digest(fd: int, name: bytes) -> str:
@@ -164,23 +176,31 @@ def assert_same(expected: Listing, found: Listing) -> None:
 
 
 def in_whole_seconds(listing: Listing) -> Listing:
-    """Return a listing as a mounted squashfs can show it: times in whole seconds from 1970 to 2106."""
+    """Return a listing as a mounted squashfs shows it: times in whole seconds, counted in 32 bits from 1970 on."""
 
     def coarse(item: Item) -> Item:
-        seconds = min(max(item.mtime_ns // SECOND, 0), 2**32 - 1)
-        return replace(item, mtime_ns=seconds * SECOND)
+        return replace(item, mtime_ns=item.mtime_ns // SECOND % 2**32 * SECOND)
 
     return {path: coarse(item) for path, item in listing.items()}
 
 
-def without_acls(listing: Listing) -> Listing:
-    """Return a listing less its ACLs, and the group bits of the modes of what had one."""
+def as_fuse_shows(listing: Listing, *, acls: set[bytes]) -> Listing:
+    """Return a listing less what squashfuse and fuse-overlayfs lose or change: ACLs and most xattrs.
 
-    def plain(item: Item) -> Item:
-        kept = tuple((name, value) for name, value in item.xattrs if "posix_acl" not in name)
-        return replace(item, xattrs=kept, mode=item.mode if kept == item.xattrs else item.mode & ~0o070)
+    Squashfuse (0.1.105) shows `security.*` as `trusted.*`, the other way round, and no empty ones. Group bits of what
+    had an ACL (`acls`) stand for its mask.
+    """
 
-    return {path: plain(item) for path, item in listing.items()}
+    def plain(path: bytes, item: Item) -> Item:
+        kept = tuple((name, value) for name, value in item.xattrs if name.startswith("user.") and value)
+        return replace(item, xattrs=kept, mode=item.mode & ~0o070 if path in acls else item.mode)
+
+    return {path: plain(path, item) for path, item in listing.items()}
+
+
+def with_acls(listing: Listing) -> set[bytes]:
+    """Return the paths that have ACLs."""
+    return {path for path, item in listing.items() if any("posix_acl" in name for name, _ in item.xattrs)}
 
 
 def inodes(root: Path) -> dict[str, int]:

@@ -242,13 +242,12 @@ class _Apply:
             if entry.is_dir:
                 self._remove_directory(entry)
             else:
-                holder, name = self._hold(entry.path)
                 with suppress(FileNotFoundError):
-                    self._to_trash(holder, name, entry.path)
+                    self._to_trash(*self._hold(entry.path), entry.path)
 
     def _remove_directory(self, entry: Entry) -> None:
-        holder, name = self._hold(entry.path)
         try:
+            holder, name = self._hold(entry.path)
             os.rmdir(name, dir_fd=holder)
         except FileNotFoundError:
             return

@@ -2,9 +2,9 @@
 
 import os
 import re
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -22,10 +22,13 @@ from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, walk_tree
 from sandpoint.errors import BackupCreateError
-from sandpoint.models import Captured, CaptureRequest, PathGrant, StoredFile
+from sandpoint.models import Captured, CaptureRequest, StoredFile
 
 _ATTEMPTS = 2
 """Whole captures before paths that are still written to are named as unstable."""
+
+_SETTLE_WAIT_S = 2.0
+"""How long a capture waits for the filesystem to settle. Without, it is as good, but a later restore compares bytes."""
 
 _COMPLAINT = re.compile(
     r"(?:Failed to read file|Failed to read symlink|Could not open|Cannot stat dir/file) (?:\./)?(.+?)"
@@ -112,25 +115,18 @@ def _capture_into(request: CaptureRequest, place: Place, work: str, monitor: Mon
             with suppress(FileNotFoundError):
                 os.unlink(partial)
             manifest, complaints = _walk_and_build(view, place, rules, request, work, monitor)
-            with _sealing(request.layer) as sealed:
+            with transfer.sealing(request.layer, monitor.check) as sealed:
                 doubtful = [*moved_since(view, manifest), *_complained(view, manifest, complaints)]
+                stored = sealed()
             if not doubtful:
-                return manifest, sealed()
+                return manifest, stored
             with opened_layer(partial, [entry.path for entry in doubtful], work, monitor.check) as layer:
                 unstable = _unstable(view, layer, manifest, doubtful, monitor)
                 if not unstable:
-                    return manifest, sealed()
+                    return manifest, stored
                 if attempt == _ATTEMPTS:
-                    return _as_layer_has_it(manifest, layer, unstable), sealed()
+                    return _as_layer_has_it(manifest, layer, unstable), stored
     raise AssertionError("unreachable")
-
-
-@contextmanager
-def _sealing(layer: PathGrant) -> Iterator[Callable[[], StoredFile]]:
-    """Write the finished layer to disk and read it back beside the block; yield a function that waits for it."""
-    with ThreadPoolExecutor(1, "sandpoint-seal") as pool:
-        sealed = pool.submit(transfer.seal, layer, lambda: None)
-        yield sealed.result
 
 
 def _cover(request: CaptureRequest) -> Iterable[bytes]:
@@ -156,13 +152,14 @@ def _walk_and_build(
     view: int, place: Place, rules: Rules, request: CaptureRequest, work: str, monitor: Monitor
 ) -> tuple[Manifest, list[str]]:
     started = time.time_ns()
+    stamps = place.stamps and _settle(place)
 
     def walk() -> Manifest:
         return walk_tree(
             view,
             rules,
             started_ns=started,
-            stamps=place.stamps,
+            stamps=stamps,
             boundaries=place.boundaries,
             counted=lambda count: monitor.progress("reading", count),
         )
@@ -189,6 +186,25 @@ def _walk_and_build(
         building = build(manifest.header.excluded + manifest.header.mounts)
     monitor.progress("archiving", len(manifest.entries), len(manifest.entries))
     return manifest, building.finish(monitor.check)
+
+
+def _settle(place: Place) -> bool:
+    """Write out what is written through mappings, and return whether that is done: stamps prove nothing else.
+
+    The kernel stamps a file at the first write to a mapped page; further writes go unseen until the page has been
+    written out. So they are written out after the time that stamps are compared with was taken.
+    """
+    done: list[bool] = []
+
+    def sync() -> None:
+        with suppress(OSError):
+            linux.sync_filesystem(place.fd, place.path)
+            done.append(True)
+
+    thread = threading.Thread(target=sync, name="sandpoint-settle", daemon=True)
+    thread.start()
+    thread.join(_SETTLE_WAIT_S)
+    return bool(done)
 
 
 def _complained(view: int, manifest: Manifest, complaints: Sequence[str]) -> list[Entry]:

@@ -1,10 +1,11 @@
 """Which paths are left out of a backup and left alone by a restore. It is decided here and nowhere else."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from sandpoint.engine import tools
+from sandpoint.engine.patterns import Pattern, parse_patterns
+from sandpoint.engine.plan import ancestors
 from sandpoint.engine.tools import Check
 from sandpoint.errors import InvalidBackupConfigError
 
@@ -36,33 +37,39 @@ class Rules:
         self.patterns = tuple(patterns)
         self._paths = frozenset(paths)
         self._cover = frozenset(cover)
-        self._matches = _compile(self.patterns) if patterns else None
+        self._patterns = _compile(self.patterns) if patterns else []
 
     @cached_property
     def is_empty(self) -> bool:
         """Whether nothing is excluded at all."""
-        return self._matches is None and not self._paths
+        return not self._patterns and not self._paths
 
     def excludes(self, path: bytes, *, is_dir: bool) -> bool:
         """Whether a path is left out; what lies below an excluded directory is not asked about."""
         if path in self._cover:
             return False
+        if self._names(path, is_dir=is_dir):
+            return True
+        # A directory that is covered is walked although excluded: what else lies in it is excluded with it.
+        return bool(self._cover) and any(
+            above in self._cover and self._names(above, is_dir=True) for above in ancestors(path)[:-1]
+        )
+
+    def _names(self, path: bytes, *, is_dir: bool) -> bool:
         if path in self._paths:
             return True
-        if self._matches is None:
-            return False
-        # The patterns become regular expressions, to which a newline is no character like others; a NUL is.
-        name = os.fsdecode(path).replace("\n", "\0")
-        return self._matches(name + "/" if is_dir else name)
+        for pattern in self._patterns:
+            if pattern.matches(path, is_dir=is_dir):
+                return pattern.excludes
+        return False
 
 
-def _compile(patterns: Sequence[str]) -> Callable[[str], bool]:
-    from pathspec import GitIgnoreSpec
-
+def _compile(patterns: Sequence[str]) -> list[Pattern]:
+    """Return the patterns, the last first: it has the last word."""
     try:
-        return GitIgnoreSpec.from_lines(patterns).match_file
+        return parse_patterns(patterns)[::-1]
     except ValueError as error:
-        raise InvalidBackupConfigError(f"excludes: a pattern is no gitignore pattern: {error}") from None
+        raise InvalidBackupConfigError(f"excludes: {error}, which is no gitignore pattern; correct it") from None
 
 
 def git_ignored(directory_fd: int, check: Check) -> frozenset[bytes]:
@@ -88,7 +95,9 @@ def git_ignored(directory_fd: int, check: Check) -> frozenset[bytes]:
         raise GitError(f"use_gitignore: {error}, or leave use_gitignore out") from None
     except tools.ToolFailedError as error:
         raise GitError(f"use_gitignore: {error}; repair the repository or leave use_gitignore out") from None
-    return frozenset(path.rstrip(b"/") for path in listing.split(b"\0") if path)
+    listed = {path.rstrip(b"/") for path in listing.split(b"\0") if path}
+    # A directory that is not ignored, but holds nothing else, is listed too: before what is ignored in it.
+    return frozenset(listed.difference(*(ancestors(path) for path in listed)))
 
 
 def _git(arguments: Sequence[str], where: str, check: Check, *, ok: Sequence[int] = (0,)) -> tuple[bytes, bytes]:

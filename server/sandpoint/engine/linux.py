@@ -202,6 +202,11 @@ def _attach(image_fd: int) -> tuple[int, str]:
     raise OSError(errno.EBUSY, "no free loop device", "/dev/loop-control")
 
 
+def sync_filesystem(fd: int, path: str) -> None:
+    """Write all changes of the filesystem that a descriptor is on to disk; see syncfs(2)."""
+    _check(_libc.syncfs(fd), path)
+
+
 def mount_id(fd: int) -> int:
     """Return the id of the mount that a descriptor is on, as in `/proc/self/mountinfo`."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as info:

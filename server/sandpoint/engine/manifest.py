@@ -6,16 +6,19 @@ header and the entries, both MessagePack. Paths, link targets and xattrs are byt
 
 import stat
 import struct
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from operator import ge
+from typing import Annotated
 
 import msgspec
 import zstandard
+from msgspec import Meta
 
 from sandpoint.errors import BackupIntegrityError
 
 MAGIC = b"SNDPMAN1"
+MAX_HEADER_BYTES = 64 << 20
 MAX_MANIFEST_BYTES = 2 << 30
 """Of an unpacked manifest: room for ten million entries, and an end to one that was made to fill the memory."""
 
@@ -25,12 +28,17 @@ than this before a look at the file may stand for two states of it."""
 
 ACL_PREFIX = b"system.posix_acl_"
 
-Xattrs = dict[bytes, bytes]
+Xattrs = dict[Annotated[bytes, Meta(min_length=1, max_length=255)], bytes]
 
 _NO_NAMES = frozenset((b"", b".", b".."))
-_SLASH = ord("/")
 
 _UNREADABLE = (msgspec.MsgspecError, zstandard.ZstdError, struct.error, ValueError, MemoryError)
+
+
+Owner = Annotated[int, Meta(ge=0, le=2**32 - 2)]
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Stamp = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""Nanoseconds since 1970, within what the kernel takes."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -42,15 +50,15 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """
 
     path: bytes
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    ino: int
+    mode: Annotated[int, Meta(ge=0, le=0o177777)]
+    uid: Owner
+    gid: Owner
+    size: Natural
+    mtime_ns: Stamp
+    ctime_ns: Stamp
+    ino: Natural
     target: bytes = b""
-    rdev: int = 0
+    rdev: Natural = 0
     hardlink: bytes = b""
     xattrs: Xattrs | None = None
 
@@ -83,6 +91,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     standing for all below it; `mounts` those where another filesystem was mounted; `unstable` those that were
     written to all the time. `beyond_squashfs` are the entries that a mounted layer does not show as they were: those
     with ACLs, the directories of mounts, and the directory itself, whose attributes an overlay takes from its upper.
+    `linked_outside` are files with hard links that are not in the tree.
     """
 
     started_ns: int
@@ -91,6 +100,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     mounts: tuple[bytes, ...] = ()
     unstable: tuple[bytes, ...] = ()
     beyond_squashfs: tuple[Entry, ...] = ()
+    linked_outside: tuple[bytes, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, dict=True):
@@ -107,11 +117,7 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def children(self) -> dict[bytes, list[bytes]]:
         """Paths in each directory that holds any, by the directory's path."""
-        listing: defaultdict[bytes, list[bytes]] = defaultdict(list)
-        for path in self.entries:
-            if path:
-                listing[parent(path)].append(path)
-        return dict(listing)
+        return _index(self.entries)
 
     def hardlink_groups(self) -> dict[bytes, list[bytes]]:
         """Return the members of each group of hard links, first one included, by the path of the first."""
@@ -138,7 +144,12 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
             header, entries = _decode(content)
         except _UNREADABLE as error:
             raise _damaged(error) from None
-        return cls(header, _check_entries(entries))
+        manifest = cls(header, {entry.path: entry for entry in entries})
+        paths = [entry.path for entry in entries]
+        if any(map(ge, paths, paths[1:])):
+            raise BackupIntegrityError("the manifest is damaged: its entries are not in order, each once")
+        _check_entries(manifest)
+        return manifest
 
 
 def read_header(content: bytes) -> Header:
@@ -152,6 +163,8 @@ def read_header(content: bytes) -> Header:
             if stream.read(len(MAGIC)) != MAGIC:
                 raise ValueError("it does not begin as a manifest does")
             (length,) = struct.unpack(">I", stream.read(4))
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(f"its header is said to be {length} bytes")
             return msgspec.msgpack.decode(stream.read(length), type=Header)
     except _UNREADABLE as error:
         raise _damaged(error) from None
@@ -197,33 +210,44 @@ def _decode(content: bytes) -> tuple[Header, list[Entry]]:
     return header, entries
 
 
-def _check_entries(entries: list[Entry]) -> dict[bytes, Entry]:
-    checked: dict[bytes, Entry] = {}
-    for entry in entries:
-        problem = _problem(entry, checked)
-        if problem:
-            raise BackupIntegrityError(f"the manifest is damaged: {display(entry.path)!r} {problem}")
-        checked[entry.path] = entry
-    if b"" not in checked:
-        raise BackupIntegrityError("the manifest is damaged: the directory itself is missing")
-    return checked
+def _index(entries: Iterable[bytes]) -> dict[bytes, list[bytes]]:
+    listing: dict[bytes, list[bytes]] = {}
+    for path in entries:
+        above = path.rpartition(b"/")[0]
+        if above in listing:
+            listing[above].append(path)
+        elif path:  # the directory itself, which comes first, lies in none
+            listing[above] = [path]
+    return listing
 
 
-def _problem(entry: Entry, before: dict[bytes, Entry]) -> str | None:
-    path = entry.path
-    if path in before:
-        return "is there twice"
-    if not path:
-        return None if entry.is_dir else "is no directory"
-    above, _, name = path.rpartition(b"/")
-    holder = before.get(above)
-    # What lies above was checked when it came, so the name alone is left to check.
-    if holder is None or not holder.is_dir:
-        return "has no directory to lie in"
-    if name in _NO_NAMES or b"\0" in name or path[0] == _SLASH:
-        return "is no plain relative path"
-    if entry.hardlink:
-        first = before.get(entry.hardlink)
-        if first is None or first.kind != entry.kind or entry.is_dir or first.hardlink:
-            return "is linked to what cannot be linked"
-    return None
+def _check_entries(manifest: Manifest) -> None:
+    """Refuse paths that are not plain, that have no directory to lie in, and links to what cannot be linked.
+
+    Raises:
+        BackupIntegrityError: There is such an entry.
+    """
+    entries = manifest.entries
+    root = entries.get(b"")
+    if root is None or not root.is_dir:
+        raise _damaged_at(b"", "is missing or no directory")
+    for above, paths in manifest.children.items():
+        holder = entries.get(above)
+        if holder is None or not holder.is_dir:
+            raise _damaged_at(paths[0], "has no directory to lie in")
+        start = len(above) + 1 if above else 0
+        for path in paths:
+            # What lies above is an entry that is checked itself, so the name alone is left to check.
+            if path[start:] in _NO_NAMES or b"\0" in path:
+                raise _damaged_at(path, "is no plain relative path")
+    for entry in entries.values():
+        if entry.xattrs is not None and any(b"\0" in name for name in entry.xattrs):
+            raise _damaged_at(entry.path, "has an extended attribute whose name holds a NUL")
+    for members in manifest.hardlink_groups().values():
+        first = entries.get(members[0])
+        if first is None or first.hardlink or first.is_dir or any(entries[each].kind != first.kind for each in members):
+            raise _damaged_at(members[-1], "is linked to what cannot be linked")
+
+
+def _damaged_at(path: bytes, problem: str) -> BackupIntegrityError:
+    return BackupIntegrityError(f"the manifest is damaged: {display(path) or 'the directory itself'} {problem}")

@@ -18,6 +18,8 @@ class Mount:
     """A line of `/proc/self/mountinfo`."""
 
     id: int
+    device: str
+    """Major and minor number of its filesystem."""
     point: bytes
     fstype: str
     source: str
@@ -33,7 +35,13 @@ def _parse(line: bytes) -> Mount:
     fields, _, rest = line.partition(b" - ")
     left = fields.split(b" ")
     right = rest.split(b" ")
-    return Mount(int(left[0]), _unescape(left[4]), right[0].decode(), _unescape(right[1]).decode("utf-8", "replace"))
+    return Mount(
+        int(left[0]),
+        left[2].decode(),
+        _unescape(left[4]),
+        right[0].decode(),
+        _unescape(right[1]).decode("utf-8", "replace"),
+    )
 
 
 def _unescape(field: bytes) -> bytes:
@@ -43,7 +51,7 @@ def _unescape(field: bytes) -> bytes:
 def mounts_below(directory: bytes, mounts: Iterable[Mount]) -> list[Mount]:
     """Return the mounts strictly below a directory."""
     prefix = directory.rstrip(b"/") + b"/"
-    return [mount for mount in mounts if mount.point.startswith(prefix)]
+    return [mount for mount in mounts if mount.point.startswith(prefix) and mount.point != directory]
 
 
 def mounts_at(directory: bytes, mounts: Iterable[Mount]) -> list[Mount]:

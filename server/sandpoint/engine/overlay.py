@@ -1,7 +1,8 @@
 """Overlays: a layer as a writable directory, mounted over the directory that is restored.
 
 Each overlay has a folder `overlays/{uuid}` in the state directory: `overlay.json`, its record; `upper` and `work`,
-what is written to it; `ready`, made once it is in place. Its mount's source is `sandpoint-{uuid}`.
+what is written to it; `ready`, made once it is in place. Its mount's source is `sandpoint-{uuid}`; fuse-overlayfs
+lets nobody choose that, so that `device`, the number of its mount, tells it from others.
 """
 
 import os
@@ -26,6 +27,7 @@ Kind = Literal["kernel", "fuse"]
 SOURCE_PREFIX = "sandpoint-"
 _MOUNT_FLAGS = linux.MS_NOSUID | linux.MS_NODEV
 _MAX_OPTIONS = 4095
+_FUSE_TYPE = "fuse.fuse-overlayfs"
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -51,6 +53,7 @@ class Overlay:
         self._lower = os.path.join(folder, "lower")
         self.scratch = os.path.join(folder, "merged")
         self._ready = os.path.join(folder, "ready")
+        self._device = os.path.join(folder, "device")
 
     @classmethod
     def create(cls, state: State, record: Record) -> "Overlay":
@@ -106,11 +109,31 @@ class Overlay:
         fuse_mount_layer(self.record.layer, self._lower, check=check)
         try:
             places = f"lowerdir={_escape(self._lower)},upperdir={_escape(self.upper)},workdir={_escape(self._work)}"
-            name = f"fsname={SOURCE_PREFIX}{self.record.id}"
-            fuse_run(["fuse-overlayfs", "-o", f"{places},{name},nosuid,nodev", target], target, check)
+            fuse_run(["fuse-overlayfs", "-o", f"{places},nosuid,nodev", target], target, check)
+            self._note_device(target)
         except BaseException:
             fuse_unmount(self._lower)
             raise
+
+    def _note_device(self, target: str) -> None:
+        status = os.stat(target)
+        with open(self._device, "w") as file:
+            file.write(f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}")
+
+    def forget_device(self) -> None:
+        """Say that it is mounted no more: the kernel gives its number to another."""
+        if os.path.exists(self._device):
+            os.unlink(self._device)
+
+    def is_mount(self, mount: Mount) -> bool:
+        """Whether a line of the mount table is this overlay."""
+        if self.record.kind == "kernel":
+            return mount.source == SOURCE_PREFIX + self.record.id
+        try:
+            with open(self._device) as file:
+                return mount.fstype == _FUSE_TYPE and mount.device == file.read()
+        except FileNotFoundError:
+            return False
 
     def unmount(self, target: str) -> None:
         """Take it from a directory; what was written to it stays in its folder."""
@@ -119,7 +142,9 @@ class Overlay:
                 linux.detach_open(fd)
         else:
             fuse_unmount(target)
-            fuse_unmount(self._lower)
+            self.forget_device()
+            if mounts.mounts_at(os.fsencode(self._lower), mounts.list_mounts()):
+                fuse_unmount(self._lower)
 
     def is_written(self) -> bool:
         """Whether anything below its top was changed since it was mounted."""
@@ -143,14 +168,20 @@ def _escape(path: str) -> str:
 
 def own_overlays(state: State, directory: str, table: Sequence[Mount] | None = None) -> list[Overlay]:
     """Return the overlays of ours that are mounted at or below a directory, in the order they were mounted."""
-    found = []
-    for mount in mounts.list_mounts() if table is None else table:
-        point = os.fsdecode(mount.point)
-        if mount.source.startswith(SOURCE_PREFIX) and is_within(point, directory):
-            overlay = _read(state, mount.source.removeprefix(SOURCE_PREFIX))
-            if overlay is not None and overlay.record.dir == point:
-                found.append(overlay)
-    return found
+    here = [overlay for overlay in _all(state) if is_within(overlay.record.dir, directory)]
+    owners = [_owner(here, mount) for mount in (mounts.list_mounts() if table is None else table)]
+    return [overlay for overlay in owners if overlay is not None]
+
+
+def _owner(overlays: Sequence[Overlay], mount: Mount) -> Overlay | None:
+    """Return the overlay that a mount in its place is; the youngest, for numbers of FUSE mounts are given again."""
+    claims = [each for each in overlays if mount.point == os.fsencode(each.record.dir) and each.is_mount(mount)]
+    return max(claims, key=lambda overlay: overlay.record.created_ns, default=None)
+
+
+def _all(state: State) -> list[Overlay]:
+    names = os.listdir(state.overlays) if os.path.isdir(state.overlays) else []
+    return [overlay for name in sorted(names) if (overlay := _read(state, name)) is not None]
 
 
 def _read(state: State, name: str) -> Overlay | None:
@@ -165,9 +196,12 @@ def _read(state: State, name: str) -> Overlay | None:
 
 def orphans(state: State) -> list[Overlay]:
     """Return overlays that are mounted no more (after a reboot), with what was written to them."""
-    mounted = {mount.source.removeprefix(SOURCE_PREFIX) for mount in mounts.list_mounts()}
-    records = (_read(state, name) for name in os.listdir(state.overlays) if name not in mounted)
-    return [overlay for overlay in records if overlay is not None and overlay.is_ready]
+    in_place = {overlay.record.id for overlay in own_overlays(state, "/")}
+    return [
+        overlay
+        for overlay in _all(state)
+        if overlay.is_ready and overlay.record.id not in in_place and not _is_mounted(overlay, overlay.scratch)
+    ]
 
 
 @contextmanager
@@ -175,7 +209,11 @@ def set_aside(state: State, directory: str, check: Check) -> Iterator[None]:
     """Take our overlays at and below a directory down, the innermost first; put them back if the block fails.
 
     After the block they are gone for good, with what was written to them: the caller has captured that before.
+
+    Raises:
+        BackupRestoreError: Something else is mounted on or inside one of them, and would go with it.
     """
+    _refuse_mounts_on(state, directory)
     down: list[tuple[Overlay, Callable[[], None]]] = []
     try:
         for overlay in reversed(own_overlays(state, directory)):
@@ -188,6 +226,19 @@ def set_aside(state: State, directory: str, check: Check) -> Iterator[None]:
     for overlay, _put_back in down:
         with suppress(OSError):
             overlay.discard()
+
+
+def _refuse_mounts_on(state: State, directory: str) -> None:
+    table = mounts.list_mounts()
+    own = own_overlays(state, directory, table)
+    for overlay in own:
+        point = os.fsencode(overlay.record.dir)
+        for mount in (*mounts.mounts_at(point, table)[-1:], *mounts.mounts_below(point, table)):
+            if _owner(own, mount) is None:
+                raise BackupRestoreError(
+                    f"{os.fsdecode(mount.point)} is a mount inside the overlay on {overlay.record.dir}, and would go "
+                    "with it; unmount it first. Nothing was changed"
+                )
 
 
 def _take_down(overlay: Overlay, check: Check) -> Callable[[], None]:
@@ -235,7 +286,12 @@ def heal(state: State) -> None:
         elif not overlay.is_ready:
             if _is_mounted(overlay, overlay.record.dir):
                 overlay.unmount(overlay.record.dir)
+            elif overlay.record.kind == "fuse" and _is_nobodys(state, overlay.record.dir):
+                fuse_unmount(overlay.record.dir)  # it died before it could note the mount's number
             overlay.discard()
+    for lost in orphans(state):
+        lost.forget_device()
+        unmount_below(lost.folder)
     for name in os.listdir(state.overlays):
         overlay = _read(state, name)
         if overlay is not None and _is_mounted(overlay, overlay.scratch):
@@ -256,18 +312,24 @@ def _heal_set_aside(state: State, overlay: Overlay) -> None:
 
 
 def _is_mounted(overlay: Overlay, place: str) -> bool:
-    source = SOURCE_PREFIX + overlay.record.id
-    return any(mount.source == source for mount in mounts.mounts_at(os.fsencode(place), mounts.list_mounts()))
+    return any(overlay.is_mount(mount) for mount in mounts.mounts_at(os.fsencode(place), mounts.list_mounts()))
 
 
-def available_kind(state: State, wanted: Kind | None = None) -> tuple[Kind | None, str]:
+def _is_nobodys(state: State, place: str) -> bool:
+    on_top = mounts.mounts_at(os.fsencode(place), mounts.list_mounts())[-1:]
+    return any(mount.fstype == _FUSE_TYPE and _owner(_all(state), mount) is None for mount in on_top)
+
+
+def available_kind(state: State, wanted: Kind | None = None, *, in_turn: bool = False) -> tuple[Kind | None, str]:
     """Return how this machine can mount overlays (None: not at all) and, if the kernel cannot, why.
 
-    It is found out by mounting one, which takes a tenth of a millisecond.
+    It is found out by mounting one, which takes a tenth of a millisecond; where that is `in_turn`, the next operation
+    clears it away should this one die.
     """
     reason = "not asked for"
     if wanted != "fuse":
-        reason = _try_kernel(state)
+        with state.working() if in_turn else state.trial() as folder:
+            reason = _try_kernel(folder, state)
         if not reason:
             return "kernel", ""
     if wanted != "kernel" and not (missing := _fuse_problem()):
@@ -284,22 +346,19 @@ def _fuse_problem() -> str:
     return ""
 
 
-def _try_kernel(state: State) -> str:
-    with state.trial() as folder:
-        names = {name: os.path.join(folder, name) for name in ("lower", "upper", "work", "merged")}
-        for path in names.values():
-            os.mkdir(path)
-        options = ",".join(
-            [f"{key}dir={_escape(names[key])}" for key in ("lower", "upper", "work")] + ["redirect_dir=on"]
-        )
-        try:
-            if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
-                raise PermissionError(13, "loop devices may not be used by this user", "/dev/loop-control")
-            linux.mount("sandpoint-trial", os.fsencode(names["merged"]), "overlay", _MOUNT_FLAGS, options.encode())
-        except OSError as error:
-            return f"kernel overlay with the upper layer in {state.path}: {error.strerror}"
-        linux.detach(os.fsencode(names["merged"]))
-        return ""
+def _try_kernel(folder: str, state: State) -> str:
+    names = {name: os.path.join(folder, name) for name in ("lower", "upper", "work", "merged")}
+    for path in names.values():
+        os.mkdir(path)
+    options = ",".join([f"{key}dir={_escape(names[key])}" for key in ("lower", "upper", "work")] + ["redirect_dir=on"])
+    try:
+        if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
+            raise PermissionError(13, "loop devices may not be used by this user", "/dev/loop-control")
+        linux.mount("sandpoint-trial", os.fsencode(names["merged"]), "overlay", _MOUNT_FLAGS, options.encode())
+    except OSError as error:
+        return f"kernel overlay with the upper layer in {state.path}: {error.strerror}"
+    linux.detach(os.fsencode(names["merged"]))
+    return ""
 
 
 def restore_overlay(

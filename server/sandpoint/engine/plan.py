@@ -14,7 +14,8 @@ Differ = Callable[[list[Entry]], set[bytes]]
 """Given regular files of the target whose size is the source's: the paths whose contents differ."""
 
 _SECOND = 1_000_000_000
-_SQUASHFS_LAST_SECOND = 2**32 - 1
+_SQUASHFS_SECONDS = 2**32
+"""Its times are counted in 32 bits, and wrap."""
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Comparison:
         """Whether times of last modification agree, as far as the source can show them."""
         if source.mtime_ns == target.mtime_ns:
             return True
-        whole = min(max(target.mtime_ns // _SECOND, 0), _SQUASHFS_LAST_SECOND) * _SECOND
+        whole = (target.mtime_ns // _SECOND) % _SQUASHFS_SECONDS * _SECOND
         return self.coarse_times and source.mtime_ns == whole
 
 
@@ -126,6 +127,7 @@ def make_plan(
         else:
             _compare_attributes(present, entry, plan, comparison)
     _decide(doubtful, plan, source, differ, comparison)
+    _leave_linked_outside(plan, source)
     _take_whole_groups(plan, target)
     plan.removed = [
         entry for path, entry in source.entries.items() if path not in target.entries and path not in skipped
@@ -157,6 +159,14 @@ def _compare_attributes(present: Entry, entry: Entry, plan: Plan, comparison: Co
         plan.touched.append(entry)
     elif not comparison.same_mtime(present, entry):
         (plan.restamped if entry.is_dir else plan.touched).append(entry)
+
+
+def _leave_linked_outside(plan: Plan, source: Manifest) -> None:
+    """Bring anew what would be touched through a link that a file outside the tree shares: that one is not ours."""
+    shared = frozenset(source.header.linked_outside)
+    if shared:
+        plan.replaced += [entry for entry in plan.touched if entry.path in shared]
+        plan.touched = [entry for entry in plan.touched if entry.path not in shared]
 
 
 def _first_of(manifest: Manifest, path: bytes) -> bytes:

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+
+import msgspec
 
 from sandpoint.engine import overlay as overlays
 from sandpoint.engine import squashfs, tools, transfer
@@ -15,7 +16,7 @@ from sandpoint.engine.contents import differing
 from sandpoint.engine.directory import create_directory, remove_directories
 from sandpoint.engine.ignore import GitError, Rules, git_ignored
 from sandpoint.engine.layers import opened_layer
-from sandpoint.engine.manifest import Entry, Header, Manifest, display, read_header
+from sandpoint.engine.manifest import ACL_PREFIX, Entry, Header, Manifest, display, has_acl, read_header
 from sandpoint.engine.plan import Comparison, Plan, ancestors, make_plan, select, without
 from sandpoint.engine.state import State, staging_folder
 from sandpoint.engine.tools import Monitor
@@ -48,7 +49,7 @@ def compare(request: CompareRequest, state: State, monitor: Monitor) -> Changes:
     """
     target = _read_manifest(request)
     if not os.path.lexists(request.dir):
-        wanted = _wanted(target, request)
+        wanted = _wanted(target, _named(request, target))
         return Changes(added=tuple(sorted(display(path) for path in wanted.entries if path)))
     with opened_place(state, request.dir) as place, state.working() as work, _explained(request):
 
@@ -152,6 +153,7 @@ def _compare(
     monitor: Monitor,
 ) -> Compared:
     present = _walk_present(request, backup, place, monitor)
+    request = _named(request, backup, present)
     # What was a mount then or is one now is another filesystem's: its contents are neither in the backup nor to go.
     mounts = tuple(sorted({*present.header.mounts, *backup.header.mounts} & {*present.entries, *place.boundaries}))
     target = without(_wanted(backup, request, present), mounts)
@@ -184,6 +186,16 @@ def _walk_present(request: CompareRequest, backup: Manifest, place: Place, monit
 
 def _paths(request: CompareRequest) -> list[bytes]:
     return [os.fsencode(path) for path in request.paths]
+
+
+def _named(request: CompareRequest, *trees: Manifest) -> CompareRequest:
+    """Return the request with names that are shown escaped, as diff prints them, put back into their bytes."""
+    unknown = {path for path in request.paths if all(os.fsencode(path) not in tree.entries for tree in trees)}
+    if not unknown:
+        return request
+    known = {display(path): os.fsdecode(path) for tree in trees for path in tree.entries}
+    paths = tuple(known.get(path, path) if path in unknown else path for path in request.paths)
+    return request.model_copy(update={"paths": paths})
 
 
 def _wanted(backup: Manifest, request: CompareRequest, present: Manifest | None = None) -> Manifest:
@@ -219,7 +231,10 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
     backup = _read_manifest(request)
     with ExitStack() as stack:
         work = stack.enter_context(state.working())
-        layer = stack.enter_context(_checked_meanwhile(request, state, monitor))
+        # The layer is read again beside the comparison.
+        layer = stack.enter_context(
+            transfer.beside(lambda stop: transfer.fetch(request.layers[0], state, stop, reread=True), monitor.check)
+        )
         if not request.paths and overlays.own_overlays(state, request.dir):
             layer()  # a damaged one is found before an overlay is taken down
             stack.enter_context(overlays.set_aside(state, request.dir, monitor.check))
@@ -234,25 +249,6 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
             kept_paths=tuple(display(path) for path in kept),
             skipped_mounts=tuple(display(path) for path in compared.mounts),
         )
-
-
-@contextmanager
-def _checked_meanwhile(request: ApplyRequest, state: State, monitor: Monitor) -> Iterator[Callable[[], str]]:
-    """Read the layer again beside the comparison, and yield a function that waits for the verdict."""
-    with ThreadPoolExecutor(1, "sandpoint-digest") as pool:
-        stopped = False
-
-        def check() -> None:
-            if stopped:
-                raise InterruptedError
-
-        verdict = pool.submit(transfer.fetch, request.layers[0], state, check, reread=True)
-        try:
-            yield verdict.result
-        finally:
-            stopped = True
-            with suppress(Exception):
-                verdict.result()
 
 
 def _refuse_conflicts(compared: Compared) -> None:
@@ -332,7 +328,7 @@ def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | 
     if request.paths:
         raise InvalidBackupConfigError("paths: an overlay brings back the whole directory; use mode 'copy' for paths")
     if kind is None:
-        _, reason = overlays.available_kind(state)
+        _, reason = overlays.available_kind(state, in_turn=True)
         raise BackupRestoreError(f"this machine cannot mount overlays ({reason}); use mode 'copy'")
     header = read_header(transfer.fetch_bytes(request.manifest))
     layer = transfer.fetch(request.layers[0], state, monitor.check, reread=False)
@@ -343,14 +339,20 @@ def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | 
         backup_id=request.backup_id,
         layer=layer,
         kind=kind,
-        dress=lambda fd: _dress(fd, header),
+        dress=lambda fd: _dress(fd, header, acls=kind == "kernel"),
         check=monitor.check,
     )
     return Applied(mode="overlay", changes=None)
 
 
-def _dress(root: int, header: Header) -> None:
-    """Set what a mounted layer does not show: directories of mounts, ACLs, the attributes of the directory itself."""
+def _dress(root: int, header: Header, *, acls: bool) -> None:
+    """Set what a mounted layer does not show: directories of mounts, ACLs, the attributes of the directory itself.
+
+    Args:
+        root: The mounted layer.
+        header: Of the backup's manifest.
+        acls: Whether the mount can hold ACLs, which fuse-overlayfs cannot.
+    """
     comparison = Comparison()
     ordered = sorted(header.beyond_squashfs, key=lambda entry: entry.path)
     holders = Holders(root)  # a manifest may name what lies outside
@@ -361,6 +363,17 @@ def _dress(root: int, header: Header) -> None:
                 with suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=holder)
         for entry in reversed(ordered):
-            adjust(*holders.of(entry.path), entry, comparison)
+            if not acls and entry.path and entry.path not in header.mounts:
+                continue  # whatever is set brings it into the upper layer, and moves its directory's mtime
+            if acls and has_acl(entry.xattrs):
+                # The kernel sets ACLs on what lies in the upper layer only; every chown brings it there.
+                holder, name = holders.of(entry.path)
+                os.chown(name or b".", entry.uid, entry.gid, dir_fd=holder, follow_symlinks=False)
+            adjust(*holders.of(entry.path), entry if acls else _without_acls(entry), comparison)
     finally:
         holders.close()
+
+
+def _without_acls(entry: Entry) -> Entry:
+    kept = {name: value for name, value in (entry.xattrs or {}).items() if not name.startswith(ACL_PREFIX)}
+    return msgspec.structs.replace(entry, xattrs=kept or None)

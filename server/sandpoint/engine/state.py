@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from sandpoint.engine import linux, mounts
+from sandpoint.engine import linux, mounts, tools
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.layers import fuse_unmount
 from sandpoint.engine.turns import Ticket
@@ -78,6 +78,9 @@ class State:
         """Clear away what operations left that died: scratch mounts and staging."""
         for name in os.listdir(self.work):
             self._clear(os.path.join(self.work, name))
+        for name in os.listdir(self.checked):
+            if "." in name:
+                os.unlink(os.path.join(self.checked, name))
         for name in os.listdir(self.path):
             folder = os.path.join(self.path, name)
             if name.startswith(_TRIAL) and time.time() - os.lstat(folder).st_mtime > _TRIAL_ENDS_S:
@@ -86,7 +89,8 @@ class State:
     def _clear(self, folder: str) -> None:
         unmount_below(folder)
         note = os.path.join(folder, _INSIDE_NOTE)
-        with suppress(FileNotFoundError), open(note) as file:
+        # ValueError: it died while it wrote the note, before it made what is noted.
+        with suppress(FileNotFoundError, ValueError), open(note) as file:
             remove_tree(json.load(file)["path"])
         remove_tree(folder)
 
@@ -105,7 +109,13 @@ class State:
         """Yield a folder for the time of one operation; it goes with all that is in or mounted on it."""
         self.prepare()
         folder = os.path.join(self.work, uuid.uuid4().hex)
-        os.mkdir(folder, 0o700)
+        try:
+            os.mkdir(folder, 0o700)
+        except OSError as error:
+            raise SandboxUnavailableError(
+                f"the state directory {self.path} cannot be written: {error.strerror}; free some space there or set "
+                "SANDPOINT_STATE_DIR"
+            ) from None
         try:
             yield folder
         finally:
@@ -214,11 +224,23 @@ def remove_tree(path: str) -> None:
         if isinstance(error[1], FileNotFoundError):
             return
         holder = os.path.dirname(failed)
-        os.chmod(holder, stat.S_IMODE(os.lstat(holder).st_mode) | stat.S_IRWXU)
+        _open_up(holder)
         if os.path.isdir(failed) and not os.path.islink(failed):
-            os.chmod(failed, stat.S_IRWXU)
+            _open_up(failed)
             shutil.rmtree(failed)
         else:
             os.unlink(failed)
 
-    shutil.rmtree(path, onerror=make_writable)
+    try:
+        shutil.rmtree(path, onerror=make_writable)
+    except RecursionError:  # Python's goes down a call for each level, and a hostile tree has more
+        tools.run(["rm", "-rf", "--", path], check=lambda: None, ok=(0, 1))
+
+
+def _open_up(folder: str) -> None:
+    # Not by its path: where others may write, a link to elsewhere can have taken its place.
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(os.fstat(fd).st_mode) | stat.S_IRWXU)
+    finally:
+        os.close(fd)

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "LC_ALL": "C",
     "PATH": os.environ.get("PATH", os.defpath),
     "HOME": os.environ.get("HOME", "/"),
+    "XDG_CONFIG_HOME": os.environ.get("XDG_CONFIG_HOME", ""),  # git's rules may lie there; empty counts as unset
     "GIT_ALLOW_PROTOCOL": "none",
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_OPTIONAL_LOCKS": "0",

@@ -2,7 +2,11 @@
 
 import hashlib
 import os
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import msgspec
 
@@ -11,7 +15,10 @@ from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import PathGrant, Source, StoredFile
 
+Result = TypeVar("Result")
+
 _BLOCK = 1 << 20
+_CHECK_EVERY_S = 0.05
 
 
 def unfinished(grant: PathGrant) -> str:
@@ -19,15 +26,57 @@ def unfinished(grant: PathGrant) -> str:
     return f"{grant.path}.partial"
 
 
-def seal(grant: PathGrant, check: Check) -> StoredFile:
-    """Make an `unfinished` file durable, read it back to its end, and return its size and SHA-256.
+@contextmanager
+def sealing(grant: PathGrant, check: Check) -> Iterator[Callable[[], StoredFile]]:
+    """Make an `unfinished` file durable and read it back to its end, both beside the block.
 
-    Raises:
-        OSError: It cannot be written or read.
+    Yields a function that waits for the end and returns the file's size and SHA-256, or raises `OSError`. Should the
+    block end without it, or `check` raise, the reading stops.
     """
-    with open(unfinished(grant), "rb") as file:
+    with (
+        beside(lambda _stop: _sync_file(unfinished(grant)), check) as written,
+        beside(lambda stop: _digest(unfinished(grant), stop), check) as read,
+    ):
+
+        def sealed() -> StoredFile:
+            written()
+            return read()
+
+        yield sealed
+
+
+@contextmanager
+def beside(work: Callable[[Check], Result], check: Check) -> Iterator[Callable[[], Result]]:
+    """Do something in a thread beside the block, and yield a function that waits for its result.
+
+    Args:
+        work: Given a check of its own, which raises once the block has ended.
+        check: Called while waiting; may raise to stop.
+    """
+    ended = threading.Event()
+
+    def stop() -> None:
+        if ended.is_set():
+            raise InterruptedError
+
+    with ThreadPoolExecutor(1, "sandpoint-beside") as pool:
+        future = pool.submit(work, stop)
+
+        def result() -> Result:
+            while not future.done():
+                wait([future], _CHECK_EVERY_S)
+                check()
+            return future.result()
+
+        try:
+            yield result
+        finally:
+            ended.set()
+
+
+def _sync_file(path: str) -> None:
+    with open(path, "rb") as file:
         os.fsync(file.fileno())
-    return _digest(unfinished(grant), check)
 
 
 def _digest(path: str, check: Check) -> StoredFile:

@@ -25,6 +25,7 @@ from sandpoint.engine.manifest import (
 
 KEPT_XATTRS = ("user.", "security.", "trusted.", "system.posix_acl_")
 _REPORT_EVERY = 2000
+_REACH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -44,6 +45,7 @@ class _Walk:
     excluded: list[bytes] = field(default_factory=list)
     mounts: list[bytes] = field(default_factory=list)
     links: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
+    link_counts: dict[tuple[int, int], int] = field(default_factory=dict)
     pending: list[bytes] = field(default_factory=list)
     proven: set[bytes] = field(default_factory=set)
 
@@ -54,9 +56,8 @@ class _Walk:
             self._directory(self.pending.pop())
 
     def _directory(self, path: bytes) -> None:
-        children = self._unchanged_children(path)
-        if children is not None:
-            self._revisit(children)
+        if self.known is not None and path in self.proven:
+            self._revisit(path, self.known.children.get(path, ()), self.known)
             return
         try:
             fd = linux.openat2(path or b".", _OPEN_DIRECTORY, dir_fd=self.root, resolve=INSIDE)
@@ -77,6 +78,8 @@ class _Walk:
                     status = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
+                except PermissionError as error:  # its directory may be listed, but not entered
+                    raise UnreadableError(f"{display(path)}: {error.strerror}") from None
                 if path in self.boundaries:
                     self._boundary(path, status)
                 elif not self.rules.is_empty and self.rules.excludes(path, is_dir=stat.S_ISDIR(status.st_mode)):
@@ -90,26 +93,35 @@ class _Walk:
         if stat.S_ISDIR(status.st_mode):
             self.entries.append(_entry(path, status))
 
-    def _revisit(self, children: Iterable[bytes]) -> None:
+    def _revisit(self, path: bytes, children: Iterable[bytes], known: Manifest) -> None:
         # The directory's stamp proves that it still holds just these names, so it need not be listed.
-        for path in children:
-            try:
-                status = os.stat(path, dir_fd=self.root, follow_symlinks=False)
-            except OSError:
-                continue
-            if path in self.boundaries:
-                self._boundary(path, status)
-            else:
-                self._add(path, status, self.root, os.fsdecode(path))
+        try:
+            fd = linux.openat2(path or b".", _REACH, dir_fd=self.root, resolve=INSIDE)
+        except OSError:
+            return
+        prefix = len(path) + 1 if path else 0
+        try:
+            for child in children:
+                with suppress(OSError):
+                    self._look_again(fd, child, child[prefix:], known)
+        finally:
+            os.close(fd)
 
-    def _unchanged_children(self, path: bytes) -> list[bytes] | None:
-        if self.known is None:
-            return None
-        return self.known.children.get(path, []) if path in self.proven else None
+    def _look_again(self, fd: int, path: bytes, name: bytes, known: Manifest) -> None:
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        entry = known.entries[path]
+        if path in self.boundaries:
+            self._boundary(path, status)
+        elif status.st_nlink == 1 and not entry.is_dir and _is_still(entry, status, known.settled_before_ns):
+            self.entries.append(entry)  # most files: no more to be done
+        else:
+            self._add(path, status, fd, os.fsdecode(name))
 
     def _add(self, path: bytes, status: os.stat_result, fd: int, name: str | None) -> None:
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-            self.links.setdefault((status.st_dev, status.st_ino), []).append(path)
+            inode = status.st_dev, status.st_ino
+            self.links.setdefault(inode, []).append(path)
+            self.link_counts[inode] = status.st_nlink
         known = self._known(path, status)
         if known is not None:
             self.entries.append(known)
@@ -123,19 +135,10 @@ class _Walk:
             self.counted(len(self.entries))
 
     def _known(self, path: bytes, status: os.stat_result) -> Entry | None:
-        if self.known is None:
+        entry = self.known.entries.get(path) if self.known is not None else None
+        if self.known is None or entry is None or path in self.boundaries:
             return None
-        entry = self.known.entries.get(path)
-        if (
-            entry is not None
-            and entry.ino == status.st_ino
-            and entry.ctime_ns == status.st_ctime_ns < self.known.settled_before_ns
-            and entry.mode == status.st_mode
-            and entry.mtime_ns == status.st_mtime_ns
-            and path not in self.boundaries
-        ):
-            return entry
-        return None
+        return entry if _is_still(entry, status, self.known.settled_before_ns) else None
 
     def _read(self, path: bytes, status: os.stat_result, fd: int, name: str | None) -> Entry:
         mode = status.st_mode
@@ -149,6 +152,16 @@ class _Walk:
     def _check_readable(path: bytes, where: str) -> None:
         if not os.access(where, os.R_OK, effective_ids=True):
             raise UnreadableError(f"{display(path)}: Permission denied")
+
+
+def _is_still(entry: Entry, status: os.stat_result, settled_before_ns: int) -> bool:
+    """Whether an entry's stamp proves that it is as it was."""
+    return (
+        entry.ctime_ns == status.st_ctime_ns < settled_before_ns
+        and entry.ino == status.st_ino
+        and entry.mode == status.st_mode
+        and entry.mtime_ns == status.st_mtime_ns
+    )
 
 
 def _entry(path: bytes, status: os.stat_result, *, target: bytes = b"", xattrs: Xattrs | None = None) -> Entry:
@@ -248,8 +261,15 @@ def walk_tree(
         excluded=tuple(sorted(walk.excluded)),
         mounts=tuple(sorted(walk.mounts)),
         beyond_squashfs=beyond_squashfs(walk.entries, frozenset(walk.mounts)),
+        linked_outside=_linked_outside(walk),
     )
     return make_manifest(header, walk.entries)
+
+
+def _linked_outside(walk: _Walk) -> tuple[bytes, ...]:
+    return tuple(
+        sorted(path for inode, paths in walk.links.items() if walk.link_counts[inode] > len(paths) for path in paths)
+    )
 
 
 def beyond_squashfs(entries: Iterable[Entry], mounts: frozenset[bytes]) -> tuple[Entry, ...]:

@@ -18,10 +18,9 @@ from sandpoint.models import (
 
 
 class OverlayState(Strict):
-    """An overlay of ours on a directory; `written` says whether anything in it was changed since."""
+    """An overlay of ours on a directory."""
 
     backup_id: BackupId
-    written: bool
 
 
 class Sandbox(Protocol):
@@ -61,6 +60,10 @@ class Sandbox(Protocol):
 
     async def overlay_on(self, dir: str) -> OverlayState | None:
         """Return the overlay of ours that is mounted on a directory."""
+        ...
+
+    async def is_written(self, dir: str) -> bool:
+        """Whether anything was written to overlays of ours at or below a directory: it goes with them."""
         ...
 
     async def exists(self, dir: str) -> bool:

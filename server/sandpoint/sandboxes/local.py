@@ -126,7 +126,9 @@ class LocalSandbox:
         """
 
         def work(monitor: Monitor) -> Applied:
-            kind = overlays.available_kind(self._state, self._overlay)[0] if request.mode == "overlay" else None
+            kind = None
+            if request.mode == "overlay":
+                kind, _ = overlays.available_kind(self._state, self._overlay, in_turn=True)
             return restore_engine.restore(request, self._state, kind, monitor)
 
         return await self._run(work, report)
@@ -136,7 +138,12 @@ class LocalSandbox:
         overlay = self._find_overlay(dir)
         if overlay is None:
             return None
-        return OverlayState(backup_id=overlay.record.backup_id, written=overlay.is_written())
+        return OverlayState(backup_id=overlay.record.backup_id)
+
+    async def is_written(self, dir: str) -> bool:
+        """Whether anything was written to overlays at or below a directory."""
+        self._state.prepare()
+        return any(overlay.is_written() for overlay in overlays.own_overlays(self._state, dir))
 
     async def exists(self, dir: str) -> bool:
         """Whether a directory is there."""

@@ -153,8 +153,18 @@ class LocalStore:
         folder = self._folder(backup_id)
         if os.path.isdir(folder) and not os.path.exists(os.path.join(folder, METADATA_NAME)):
             shutil.rmtree(folder)
+        else:
+            self._clear_unfinished(folder)
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self._incoming, backup_id))
+
+    @staticmethod
+    def _clear_unfinished(folder: str) -> None:
+        """Remove what `write_new` leaves when its process is killed just after the file has its name."""
+        with suppress(FileNotFoundError):
+            for name in os.listdir(folder):
+                if name.startswith(f"{METADATA_NAME}."):
+                    os.unlink(os.path.join(folder, name))
 
     async def commit(self, metadata: BackupMetadata) -> None:
         """Write `meta.json`, which makes the backup visible."""
@@ -270,6 +280,7 @@ class LocalStore:
     def _reclaim(self) -> tuple[list[str], int]:
         with self._available(), suppress(FileNotFoundError), self._locked():
             for left in self._dead_writers():
+                self._clear_unfinished(self._folder(left))
                 with suppress(FileNotFoundError):
                     os.unlink(os.path.join(self._incoming, left))
             writing = set(os.listdir(self._incoming))

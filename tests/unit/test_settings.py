@@ -1,0 +1,86 @@
+"""Settings: environment, overrides and defaults."""
+
+from pathlib import Path
+
+import pytest
+
+from sandpoint.errors import InvalidBackupConfigError
+from sandpoint.settings import Settings, read_settings, resolve
+
+
+def test_defaults_lie_in_the_users_own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = read_settings({})
+    assert settings.store == f"file://{tmp_path}/.local/share/sandpoint/store"
+    assert settings.state_dir == f"{tmp_path}/.local/state/sandpoint"
+    assert (settings.sandbox, settings.allowed_dirs, settings.compression) == ("local", None, "zstd")
+
+
+def test_the_default_state_directory_is_where_links_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "home").symlink_to("real")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+    assert read_settings({}).state_dir == f"{tmp_path}/real/sandpoint"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("SANDPOINT_STORE", "file:///srv/store", "store", "file:///srv/store"),
+        ("SANDPOINT_SANDBOX", "docker:web", "sandbox", "docker:web"),
+        ("SANDPOINT_ALLOWED_DIRS", "/srv/a:/srv/b", "allowed_dirs", ("/srv/a", "/srv/b")),
+        ("SANDPOINT_ALLOWED_DIRS", "/srv/a::", "allowed_dirs", ("/srv/a",)),
+        ("SANDPOINT_ALLOWED_DIRS", ":", "allowed_dirs", ()),
+        ("SANDPOINT_STATE_DIR", "/srv/state", "state_dir", "/srv/state"),
+        ("SANDPOINT_COMPRESSION", "lz4", "compression", "lz4"),
+    ],
+)
+def test_each_variable(variable: str, value: str, field: str, expected: object) -> None:
+    assert getattr(read_settings({variable: value}), field) == expected
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    environment = {"SANDPOINT_COMPRESSION": "", "SANDPOINT_ALLOWED_DIRS": "", "SANDPOINT_STATE_DIR": ""}
+    assert read_settings(environment) == read_settings({})
+
+
+def test_an_override_wins_and_none_is_no_override() -> None:
+    environment = {"SANDPOINT_STORE": "file:///a", "SANDPOINT_SANDBOX": "local"}
+    settings = read_settings(environment, store="file:///b", sandbox=None)
+    assert (settings.store, settings.sandbox) == ("file:///b", "local")
+
+
+def test_an_override_to_no_directories_is_not_lost() -> None:
+    assert read_settings({"SANDPOINT_ALLOWED_DIRS": "/a"}, allowed_dirs=()).allowed_dirs == ()
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"SANDPOINT_COMPRESSION": "gzip"}, "compression"),
+        ({"SANDPOINT_STATE_DIR": "state"}, "state_dir: 'state' is relative"),
+        ({"SANDPOINT_ALLOWED_DIRS": "/srv:work"}, "allowed_dirs: 'work' is relative"),
+    ],
+)
+def test_a_bad_value_is_named(environment: dict[str, str], named: str) -> None:
+    with pytest.raises(InvalidBackupConfigError, match=named):
+        read_settings(environment)
+
+
+def test_an_unknown_override_is_refused() -> None:
+    with pytest.raises(InvalidBackupConfigError, match="stores: no such option"):
+        read_settings({}, stores="x")
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().store = "file:///x"  # type: ignore[misc]
+
+
+def test_resolve_follows_links_and_survives_a_loop(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "loop").symlink_to("loop")
+    assert resolve(f"{tmp_path}/link/../link/x") == f"{tmp_path}/there/x"
+    assert resolve(f"{tmp_path}/loop/x").startswith(str(tmp_path))
