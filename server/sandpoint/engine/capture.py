@@ -155,7 +155,7 @@ def _walk_and_build(
     stamps = place.stamps and _settle(place)
 
     def walk() -> Manifest:
-        return walk_tree(
+        manifest = walk_tree(
             view,
             rules,
             started_ns=started,
@@ -163,6 +163,8 @@ def _walk_and_build(
             boundaries=place.boundaries,
             counted=lambda count: monitor.progress("reading", count),
         )
+        monitor.progress("archiving", len(manifest.entries), len(manifest.entries))
+        return manifest
 
     def build(excluded: Sequence[bytes]) -> squashfs.Build:
         return squashfs.Build(
@@ -184,7 +186,6 @@ def _walk_and_build(
     else:
         manifest = walk()
         building = build(manifest.header.excluded + manifest.header.mounts)
-    monitor.progress("archiving", len(manifest.entries), len(manifest.entries))
     return manifest, building.finish(monitor.check)
 
 
@@ -284,10 +285,10 @@ def _as_layer_has_it(manifest: Manifest, layer: int, unstable: Sequence[bytes]) 
     entries = dict(manifest.entries)
     for path in unstable:
         _take_from_layer(entries, manifest, layer, path)
-    gone = frozenset(path for path in manifest.entries if path not in entries)
-    kept = [
-        _without_lost_link(entry, entries) for entry in entries.values() if not is_at_or_below(parent(entry.path), gone)
-    ]
+    folders = frozenset(path for path, entry in entries.items() if entry.is_dir)
+    gone = frozenset(path for path in {*manifest.entries, *map(parent, entries)} if path not in folders)
+    kept = [entry for entry in entries.values() if not is_at_or_below(parent(entry.path), gone)]
+    kept = _linked_as_in_layer(kept, layer)
     header = msgspec.structs.replace(
         manifest.header,
         unstable=tuple(unstable),
@@ -296,10 +297,22 @@ def _as_layer_has_it(manifest: Manifest, layer: int, unstable: Sequence[bytes]) 
     return make_manifest(header, kept)
 
 
-def _without_lost_link(entry: Entry, entries: dict[bytes, Entry]) -> Entry:
-    if entry.hardlink and entry.hardlink not in entries:
-        return msgspec.structs.replace(entry, hardlink=b"")
-    return entry
+def _linked_as_in_layer(entries: Sequence[Entry], layer: int) -> list[Entry]:
+    """Return entries with the hard links that the layer has among them: links may have changed while it was made."""
+    groups: dict[int, list[bytes]] = {}
+    for entry in entries:
+        if not entry.is_dir:
+            with suppress(OSError):
+                status = os.stat(entry.path, dir_fd=layer, follow_symlinks=False)
+                groups.setdefault(status.st_ino, []).append(entry.path)
+    by_path = {entry.path: entry for entry in entries}
+    for paths in groups.values():
+        first, *others = sorted(paths)
+        # One inode has one set of attributes; those that a walk saw are finer than the layer's.
+        seen = next((by_path[path] for path in (first, *others) if by_path[path].ino), by_path[first])
+        by_path[first] = msgspec.structs.replace(seen, path=first, hardlink=b"")
+        by_path |= {path: msgspec.structs.replace(seen, path=path, hardlink=first) for path in others}
+    return list(by_path.values())
 
 
 def _take_from_layer(entries: dict[bytes, Entry], manifest: Manifest, layer: int, path: bytes) -> None:

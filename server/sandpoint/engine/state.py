@@ -223,8 +223,8 @@ def remove_tree(path: str) -> None:
     def make_writable(_remove: Callable[..., object], failed: str, error: tuple[type, BaseException, object]) -> None:
         if isinstance(error[1], FileNotFoundError):
             return
-        holder = os.path.dirname(failed)
-        _open_up(holder)
+        if failed != path:
+            _open_up(os.path.dirname(failed))
         if os.path.isdir(failed) and not os.path.islink(failed):
             _open_up(failed)
             shutil.rmtree(failed)
