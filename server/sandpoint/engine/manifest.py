@@ -119,8 +119,9 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
         """Paths in each directory that holds any, by the directory's path."""
         return _index(self.entries)
 
+    @cached_property
     def hardlink_groups(self) -> dict[bytes, list[bytes]]:
-        """Return the members of each group of hard links, first one included, by the path of the first."""
+        """Members of each group of hard links, first one included, by the path of the first."""
         groups: dict[bytes, list[bytes]] = {}
         for path, entry in self.entries.items():
             if entry.hardlink:
@@ -243,7 +244,7 @@ def _check_entries(manifest: Manifest) -> None:
     for entry in entries.values():
         if entry.xattrs is not None and any(b"\0" in name for name in entry.xattrs):
             raise _damaged_at(entry.path, "has an extended attribute whose name holds a NUL")
-    for members in manifest.hardlink_groups().values():
+    for members in manifest.hardlink_groups.values():
         first = entries.get(members[0])
         if first is None or first.hardlink or first.is_dir or any(entries[each].kind != first.kind for each in members):
             raise _damaged_at(members[-1], "is linked to what cannot be linked")

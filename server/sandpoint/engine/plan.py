@@ -176,11 +176,11 @@ def _first_of(manifest: Manifest, path: bytes) -> bytes:
 def _wrongly_linked(source: Manifest, target: Manifest) -> set[bytes]:
     """Return paths of the target that share an inode with the wrong files, or not with the right ones."""
     wrong: set[bytes] = set()
-    for members in target.hardlink_groups().values():
+    for members in target.hardlink_groups.values():
         present = [path for path in members if path in source.entries]
         if len({_first_of(source, path) for path in present}) > 1:
             wrong.update(present)
-    for members in source.hardlink_groups().values():
+    for members in source.hardlink_groups.values():
         wanted = [path for path in members if path in target.entries]
         if len({_first_of(target, path) for path in wanted}) > 1:
             wrong.update(wanted)
@@ -189,7 +189,7 @@ def _wrongly_linked(source: Manifest, target: Manifest) -> set[bytes]:
 
 def _take_whole_groups(plan: Plan, target: Manifest) -> None:
     """Where one member of a group of hard links is brought anew, bring them all: they arrive linked."""
-    groups = target.hardlink_groups()
+    groups = target.hardlink_groups
     if not groups:
         return
     brought = {entry.path for entry in (*plan.added, *plan.replaced)}
@@ -214,7 +214,7 @@ def select(manifest: Manifest, paths: Sequence[bytes]) -> Manifest:
 
 def _part(manifest: Manifest, entries: dict[bytes, Entry]) -> Manifest:
     """Return a part of a tree, in which groups of hard links have a first one that is in it."""
-    for members in manifest.hardlink_groups().values():
+    for members in manifest.hardlink_groups.values():
         first, *others = [path for path in members if path in entries] or [b""]
         for path, link in ((first, b""), *((other, first) for other in others)):
             if path and entries[path].hardlink != link:

@@ -10,7 +10,7 @@ from sandpoint.models import Compression
 
 _OPTIONS: dict[Compression, list[str]] = {
     # The level is always given: zstd's default here is 15, many times slower. lz4 has one level.
-    "zstd": ["-comp", "zstd", "-Xcompression-level", "3"],
+    "zstd": ["-comp", "zstd", "-Xcompression-level", "1"],
     "lz4": ["-comp", "lz4"],
 }
 _ARGUMENT_BYTES = 100_000

@@ -71,22 +71,28 @@ class _Walk:
             os.close(fd)
 
     def _list(self, fd: int, prefix: bytes) -> None:
+        # The two loops over names, here and in `_revisit`, run once for each file: what they do counts in seconds.
+        everything = self.rules.is_empty and not self.boundaries
         with os.scandir(fd) as listing:
             for item in listing:
                 path = prefix + os.fsencode(item.name)
                 try:
                     status = item.stat(follow_symlinks=False)
+                    if everything or self._belongs(path, status):
+                        self._add(path, status, fd, item.name)
                 except FileNotFoundError:
                     continue
                 except PermissionError as error:  # its directory may be listed, but not entered
                     raise UnreadableError(f"{display(path)}: {error.strerror}") from None
-                if path in self.boundaries:
-                    self._boundary(path, status)
-                elif not self.rules.is_empty and self.rules.excludes(path, is_dir=stat.S_ISDIR(status.st_mode)):
-                    self.excluded.append(path)
-                else:
-                    with suppress(FileNotFoundError):
-                        self._add(path, status, fd, item.name)
+
+    def _belongs(self, path: bytes, status: os.stat_result) -> bool:
+        if path in self.boundaries:
+            self._boundary(path, status)
+            return False
+        if self.rules.excludes(path, is_dir=stat.S_ISDIR(status.st_mode)):
+            self.excluded.append(path)
+            return False
+        return True
 
     def _boundary(self, path: bytes, status: os.stat_result) -> None:
         self.mounts.append(path)
@@ -100,22 +106,28 @@ class _Walk:
         except OSError:
             return
         prefix = len(path) + 1 if path else 0
+        settled_before = known.settled_before_ns
         try:
             for child in children:
-                with suppress(OSError):
-                    self._look_again(fd, child, child[prefix:], known)
+                try:
+                    status = os.stat(child[prefix:], dir_fd=fd, follow_symlinks=False)
+                except OSError:
+                    continue
+                entry = known.entries[child]
+                if (
+                    status.st_nlink == 1
+                    and _is_still(entry, status, settled_before)
+                    and not entry.is_dir
+                    and child not in self.boundaries
+                ):
+                    self.entries.append(entry)  # most files: no more to be done
+                elif child in self.boundaries:
+                    self._boundary(child, status)
+                else:
+                    with suppress(OSError):
+                        self._add(child, status, fd, os.fsdecode(child[prefix:]))
         finally:
             os.close(fd)
-
-    def _look_again(self, fd: int, path: bytes, name: bytes, known: Manifest) -> None:
-        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        entry = known.entries[path]
-        if path in self.boundaries:
-            self._boundary(path, status)
-        elif status.st_nlink == 1 and not entry.is_dir and _is_still(entry, status, known.settled_before_ns):
-            self.entries.append(entry)  # most files: no more to be done
-        else:
-            self._add(path, status, fd, os.fsdecode(name))
 
     def _add(self, path: bytes, status: os.stat_result, fd: int, name: str | None) -> None:
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
@@ -210,19 +222,12 @@ def read_xattrs(where: str | int, *, follow_symlinks: bool) -> Xattrs | None:
     return values or None
 
 
-def _note_hardlinks(walk: _Walk) -> None:
-    first_of: dict[bytes, bytes] = {}
+def _note_hardlinks(walk: _Walk, entries: dict[bytes, Entry]) -> None:
     for paths in walk.links.values():
-        if len(paths) > 1:
-            first, *others = sorted(paths)
-            first_of[first] = b""
-            first_of |= dict.fromkeys(others, first)
-    single = {path for paths in walk.links.values() for path in paths} - first_of.keys()
-    for index, entry in enumerate(walk.entries):
-        if entry.path in first_of or (entry.hardlink and entry.path in single):
-            wanted = first_of.get(entry.path, b"")
-            if entry.hardlink != wanted:
-                walk.entries[index] = msgspec.structs.replace(entry, hardlink=wanted)
+        first, *others = sorted(set(paths))
+        for path, link in ((first, b""), *((other, first) for other in others)):
+            if entries[path].hardlink != link:
+                entries[path] = msgspec.structs.replace(entries[path], hardlink=link)
 
 
 def walk_tree(
@@ -254,7 +259,6 @@ def walk_tree(
     """
     walk = _Walk(root, rules, boundaries, known, counted)
     walk.run()
-    _note_hardlinks(walk)
     header = Header(
         started_ns=started_ns,
         stamps=stamps,
@@ -263,7 +267,9 @@ def walk_tree(
         beyond_squashfs=beyond_squashfs(walk.entries, frozenset(walk.mounts)),
         linked_outside=_linked_outside(walk),
     )
-    return make_manifest(header, walk.entries)
+    manifest = make_manifest(header, walk.entries)
+    _note_hardlinks(walk, manifest.entries)
+    return manifest
 
 
 def _linked_outside(walk: _Walk) -> tuple[bytes, ...]:

@@ -219,7 +219,7 @@ def test_children_by_directory() -> None:
 
 def test_groups_of_hard_links() -> None:
     made = manifest(entry(b"a"), entry(b"b", hardlink=b"a"), entry(b"c", hardlink=b"a"), entry(b"d"))
-    assert made.hardlink_groups() == {b"a": [b"a", b"b", b"c"]}
+    assert made.hardlink_groups == {b"a": [b"a", b"b", b"c"]}
 
 
 def test_stamps_prove_nothing_where_the_filesystem_does_not_keep_them() -> None:
