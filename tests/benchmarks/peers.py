@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 from benchmarks.rounds import Contender, command, remove
-from sandpoint.engine.squashfs import compression_options
+from sandpoint.engine.squashfs import build_options
 from sandpoint.models import Compression
 
 _GIT = {
@@ -22,7 +22,7 @@ _GIT = {
 def raw_squashfs(tree: str, work: str, compression: Compression) -> Iterator[Contender]:
     """`mksquashfs` with the options of the engine, and `unsquashfs` of all that it made."""
     archive, target = os.path.join(work, "raw.sqsh"), os.path.join(work, "raw")
-    options = ["-noappend", "-no-progress", "-quiet", *compression_options(compression)]
+    options = ["-noappend", "-no-progress", "-quiet", *build_options(compression)]
     yield Contender(
         "mksquashfs",
         before=lambda: remove(archive),

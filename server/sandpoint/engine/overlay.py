@@ -219,13 +219,25 @@ def set_aside(state: State, directory: str, check: Check) -> Iterator[None]:
         for overlay in reversed(own_overlays(state, directory)):
             down.append((overlay, _take_down(overlay, check)))
         yield
-    except BaseException:
-        for _overlay, put_back in reversed(down):
-            put_back()
+    except BaseException as failure:
+        _put_all_back(down, failure)
         raise
     for overlay, _put_back in down:
         with suppress(OSError):
             overlay.discard()
+
+
+def _put_all_back(down: Sequence[tuple[Overlay, Callable[[], None]]], failure: BaseException) -> None:
+    problems = []
+    for overlay, put_back in reversed(down):
+        try:
+            put_back()
+        except (OSError, tools.ToolFailedError, tools.ToolMissingError) as error:
+            problems.append(f"{overlay.record.dir}: {error}; what was written to it is in {overlay.upper}")
+    if problems:
+        raise BackupRestoreError(
+            f"the operation failed ({failure}), and overlays could not be put back: {'; '.join(problems)}", partly=True
+        ) from failure
 
 
 def _refuse_mounts_on(state: State, directory: str) -> None:
@@ -282,7 +294,8 @@ def heal(state: State) -> None:
     for name in os.listdir(state.overlays):
         overlay = _read(state, name)
         if overlay is None:
-            remove_tree(os.path.join(state.overlays, name))
+            if not os.path.exists(os.path.join(state.overlays, name, "ready")):
+                remove_tree(os.path.join(state.overlays, name))  # it died before its record was written
         elif not overlay.is_ready:
             if _is_mounted(overlay, overlay.record.dir):
                 overlay.unmount(overlay.record.dir)

@@ -27,6 +27,7 @@ from sandpoint.errors import SandboxUnavailableError
 _INSIDE_NOTE = "inside.json"
 _TRIAL = "trial-"
 _TRIAL_ENDS_S = 3600
+_NOTES_END_S = 30 * 86400
 
 
 class State:
@@ -85,6 +86,13 @@ class State:
             folder = os.path.join(self.path, name)
             if name.startswith(_TRIAL) and time.time() - os.lstat(folder).st_mtime > _TRIAL_ENDS_S:
                 self._clear(folder)
+
+    def forget_checked(self) -> None:
+        """Remove notes of checked files that are a month old: a note that is missed only costs a reading."""
+        for name in os.listdir(self.checked):
+            path = os.path.join(self.checked, name)
+            if time.time() - os.lstat(path).st_mtime > _NOTES_END_S:
+                os.unlink(path)
 
     def _clear(self, folder: str) -> None:
         unmount_below(folder)

@@ -166,6 +166,7 @@ class LocalSandbox:
         """Drop overlays that are mounted no more; return their directories."""
 
         def work() -> list[str]:
+            self._state.forget_checked()
             lost = overlays.orphans(self._state)
             for overlay in lost:
                 overlay.discard()

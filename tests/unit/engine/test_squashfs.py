@@ -165,7 +165,7 @@ def test_each_compression_is_the_one_asked_for(tmp_path: Path, compression: Comp
 
 @pytest.mark.parametrize("compression", get_args(Compression))
 def test_a_level_is_given_where_there_are_levels(compression: Compression) -> None:
-    options = squashfs.compression_options(compression)
+    options = squashfs.build_options(compression)
     assert compression == "lz4" or "-Xcompression-level" in options
 
 
