@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import psutil
 import pytest
 
@@ -230,12 +231,13 @@ def test_a_create_cancelled_after_its_walk_leaves_no_mksquashfs_running(
     children: list[psutil.Process] = []
 
     async def run() -> None:
+        loop = anyio.lowlevel.current_token()
         with anyio.CancelScope() as scope:
 
             def walk_and_cancel(*args: Any, **kwargs: Any) -> Manifest:
                 manifest = walk_tree(*args, **kwargs)
                 children.extend(psutil.Process().children(recursive=True))
-                anyio.from_thread.run_sync(scope.cancel)
+                anyio.from_thread.run_sync(scope.cancel, token=loop)
                 return manifest
 
             monkeypatch.setattr("sandpoint.engine.capture.walk_tree", walk_and_cancel)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from sandpoint.engine import linux, mounts, squashfs, tools, transfer
+from sandpoint.engine.beside import beside
 from sandpoint.engine.contents import differing
 from sandpoint.engine.directory import open_directory
 from sandpoint.engine.ignore import GitError, Rules, git_ignored
@@ -19,7 +20,7 @@ from sandpoint.engine.manifest import Entry, Manifest, display, make_manifest, p
 from sandpoint.engine.overlay import own_overlays
 from sandpoint.engine.plan import is_at_or_below
 from sandpoint.engine.state import State
-from sandpoint.engine.tools import Monitor
+from sandpoint.engine.tools import Check, Monitor
 from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, walk_tree
 from sandpoint.errors import BackupCreateError
 from sandpoint.models import Captured, CaptureRequest, StoredFile
@@ -97,7 +98,7 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor) -> Captured
         files = [entry for entry in manifest.entries.values() if not entry.is_dir]
         return Captured(
             layer=stored,
-            manifest=transfer.send_bytes(request.manifest, manifest.to_bytes()),
+            manifest=transfer.send_bytes(request.manifest, manifest.content),
             file_count=len(files),
             total_bytes=sum(entry.size for entry in files if not entry.hardlink),
             unstable_paths=tuple(display(path) for path in manifest.header.unstable),
@@ -153,16 +154,30 @@ def _walk_and_build(
 ) -> tuple[Manifest, list[str]]:
     started = time.time_ns()
     stamps = place.stamps and _settle(place)
+    count = 0
 
-    def walk() -> Manifest:
+    def walk(stop: Check) -> Manifest:
+        def counted(entries: int) -> None:
+            nonlocal count
+            count = entries
+            stop()
+
         manifest = walk_tree(
             view,
             rules,
             started_ns=started,
             stamps=stamps,
             boundaries=place.boundaries,
-            counted=lambda count: monitor.progress("reading", count),
+            counted=counted,
+            own_cwd=linux.take_own_cwd(),
         )
+        len(manifest.content)  # made now, while mksquashfs works
+        return manifest
+
+    def walked() -> Manifest:
+        # In a thread of its own, for its own working directory.
+        with beside(walk, lambda: monitor.progress("reading", count)) as result:
+            manifest = result()
         monitor.progress("archiving", len(manifest.entries), len(manifest.entries))
         return manifest
 
@@ -179,12 +194,12 @@ def _walk_and_build(
         # Nothing is left out, so mksquashfs need not wait for the walk; `moved_since` looks at both alike.
         building = build(())
         try:
-            manifest = walk()
+            manifest = walked()
         except BaseException:
             building.kill()
             raise
     else:
-        manifest = walk()
+        manifest = walked()
         building = build(manifest.header.excluded + manifest.header.mounts)
     return manifest, building.finish(monitor.check)
 

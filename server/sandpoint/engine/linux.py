@@ -46,6 +46,8 @@ _MOUNT_ATTR_NOATIME = 0x00000010
 _MOUNT_ATTR_NOATIME_MASK = 0x00000070
 _MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
 
+_CLONE_FS = 0x200
+
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_CTL_GET_FREE = 0x4C82
 _LO_FLAGS_READ_ONLY = 1
@@ -200,6 +202,11 @@ def _attach(image_fd: int) -> tuple[int, str]:
     finally:
         os.close(control)
     raise OSError(errno.EBUSY, "no free loop device", "/dev/loop-control")
+
+
+def take_own_cwd() -> bool:
+    """Give this thread a working directory of its own, for the rest of its life; return whether that is possible."""
+    return bool(_libc.unshare(_CLONE_FS) == 0)
 
 
 def sync_filesystem(fd: int, path: str) -> None:

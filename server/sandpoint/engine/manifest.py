@@ -128,8 +128,9 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
                 groups.setdefault(entry.hardlink, [entry.hardlink]).append(path)
         return groups
 
-    def to_bytes(self) -> bytes:
-        """Return the content of a manifest file."""
+    @cached_property
+    def content(self) -> bytes:
+        """The content of its file."""
         header = msgspec.msgpack.encode(self.header)
         entries = msgspec.msgpack.encode(list(self.entries.values()))
         return zstandard.compress(MAGIC + struct.pack(">I", len(header)) + header + entries, 3)

@@ -11,6 +11,7 @@ from sandpoint.engine import overlay as overlays
 from sandpoint.engine import squashfs, tools, transfer
 from sandpoint.engine.apply import Holders, apply_plan, prepare_staged, staging_list
 from sandpoint.engine.attributes import adjust
+from sandpoint.engine.beside import beside
 from sandpoint.engine.capture import Place, opened_place
 from sandpoint.engine.contents import differing
 from sandpoint.engine.directory import create_directory, remove_directories
@@ -233,7 +234,7 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
         work = stack.enter_context(state.working())
         # The layer is read again beside the comparison.
         layer = stack.enter_context(
-            transfer.beside(lambda stop: transfer.fetch(request.layers[0], state, stop, reread=True), monitor.check)
+            beside(lambda stop: transfer.fetch(request.layers[0], state, stop, reread=True), monitor.check)
         )
         if not request.paths and overlays.own_overlays(state, request.dir):
             layer()  # a damaged one is found before an overlay is taken down

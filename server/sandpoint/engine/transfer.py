@@ -2,23 +2,18 @@
 
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from typing import TypeVar
 
 import msgspec
 
+from sandpoint.engine.beside import beside
 from sandpoint.engine.state import State, sync_directory, write_new
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import PathGrant, Source, StoredFile
 
-Result = TypeVar("Result")
-
 _BLOCK = 1 << 20
-_CHECK_EVERY_S = 0.05
 
 
 def unfinished(grant: PathGrant) -> str:
@@ -43,35 +38,6 @@ def sealing(grant: PathGrant, check: Check) -> Iterator[Callable[[], StoredFile]
             return read()
 
         yield sealed
-
-
-@contextmanager
-def beside(work: Callable[[Check], Result], check: Check) -> Iterator[Callable[[], Result]]:
-    """Do something in a thread beside the block, and yield a function that waits for its result.
-
-    Args:
-        work: Given a check of its own, which raises once the block has ended.
-        check: Called while waiting; may raise to stop.
-    """
-    ended = threading.Event()
-
-    def stop() -> None:
-        if ended.is_set():
-            raise InterruptedError
-
-    with ThreadPoolExecutor(1, "sandpoint-beside") as pool:
-        future = pool.submit(work, stop)
-
-        def result() -> Result:
-            while not future.done():
-                wait([future], _CHECK_EVERY_S)
-                check()
-            return future.result()
-
-        try:
-            yield result
-        finally:
-            ended.set()
 
 
 def _sync_file(path: str) -> None:

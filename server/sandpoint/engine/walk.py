@@ -40,6 +40,8 @@ class _Walk:
     boundaries: frozenset[bytes]
     known: Manifest | None
     counted: Callable[[int], None]
+    own_cwd: bool
+    by_name: bool = False
     check_access: bool = field(default_factory=lambda: os.geteuid() != 0)
     entries: list[Entry] = field(default_factory=list)
     excluded: list[bytes] = field(default_factory=list)
@@ -73,6 +75,11 @@ class _Walk:
     def _list(self, fd: int, prefix: bytes) -> None:
         # The two loops over names, here and in `_revisit`, run once for each file: what they do counts in seconds.
         everything = self.rules.is_empty and not self.boundaries
+        self.by_name = False
+        if self.own_cwd:
+            with suppress(PermissionError):  # it may be listed, but not entered
+                os.fchdir(fd)
+                self.by_name = True
         with os.scandir(fd) as listing:
             for item in listing:
                 path = prefix + os.fsencode(item.name)
@@ -154,11 +161,16 @@ class _Walk:
 
     def _read(self, path: bytes, status: os.stat_result, fd: int, name: str | None) -> Entry:
         mode = status.st_mode
-        where = f"/proc/self/fd/{fd}/{name}" if name is not None else f"/proc/self/fd/{fd}"
+        where = self._where(fd, name)
         if self.check_access and name is not None and stat.S_ISREG(mode):
             self._check_readable(path, where)
         target = os.fsencode(os.readlink(name, dir_fd=fd)) if name is not None and stat.S_ISLNK(mode) else b""
         return _entry(path, status, target=target, xattrs=read_xattrs(where, follow_symlinks=name is None))
+
+    def _where(self, fd: int, name: str | None) -> str:
+        if name is not None and self.by_name:
+            return name
+        return f"/proc/self/fd/{fd}/{name}" if name is not None else f"/proc/self/fd/{fd}"
 
     @staticmethod
     def _check_readable(path: bytes, where: str) -> None:
@@ -239,6 +251,7 @@ def walk_tree(
     boundaries: frozenset[bytes] = frozenset(),
     known: Manifest | None = None,
     counted: Callable[[int], None] = lambda count: None,
+    own_cwd: bool = False,
 ) -> Manifest:
     """Walk a directory, and return its manifest.
 
@@ -252,12 +265,15 @@ def walk_tree(
         known: A manifest of the same directory. Entries whose stamps prove that they are still as it says are
             taken over as the same objects, and directories so proven are not listed.
         counted: Told of the number of entries now and then; may raise to stop the walk.
+        own_cwd: Whether the working directory is this thread's own. The walk then goes from directory to directory
+            with it, and looks at extended attributes by bare names: twice as fast as by `/proc/self/fd`. Not together
+            with `known`.
 
     Raises:
         UnreadableError: An entry may not be read.
         OSError: The filesystem failed.
     """
-    walk = _Walk(root, rules, boundaries, known, counted)
+    walk = _Walk(root, rules, boundaries, known, counted, own_cwd)
     walk.run()
     header = Header(
         started_ns=started_ns,
