@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+SETTLE_S = 1.0
+
 Samples = dict[str, list[float]]
 """Seconds (or bytes) of each round, by the key of a row."""
 
@@ -30,6 +32,7 @@ def take_turns(contenders: Iterable[Contender], rounds: int, say: Callable[[str]
     contenders = tuple(contenders)
     samples: Samples = {contender.key: [] for contender in contenders}
     for number in range(rounds):
+        _warm_up(contenders[0])
         for contender in contenders:
             contender.before()
             seconds = _time(contender.run)
@@ -39,9 +42,18 @@ def take_turns(contenders: Iterable[Contender], rounds: int, say: Callable[[str]
     return samples
 
 
+def _warm_up(first: Contender) -> None:
+    """Run the first one untimed: it pays for what the last of the round before has left the machine in."""
+    first.before()
+    first.run()
+    first.after()
+
+
 def _time(operation: Callable[[], object]) -> float:
-    # What went before is on the disk, or it would be written at the expense of what comes now.
+    # What went before is on the disk, and the kernel has freed what it left, or that would be done at the expense of
+    # what comes now. (Without the pause, whoever follows the removal of a whole tree pays for a part of it.)
     os.sync()
+    time.sleep(SETTLE_S)
     start = time.perf_counter()
     operation()
     return time.perf_counter() - start
