@@ -137,10 +137,6 @@ class _Walk:
             os.close(fd)
 
     def _add(self, path: bytes, status: os.stat_result, fd: int, name: str | None) -> None:
-        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-            inode = status.st_dev, status.st_ino
-            self.links.setdefault(inode, []).append(path)
-            self.link_counts[inode] = status.st_nlink
         known = self._known(path, status)
         if known is not None:
             self.entries.append(known)
@@ -148,6 +144,10 @@ class _Walk:
                 self.proven.add(path)
         else:
             self.entries.append(self._read(path, status, fd, name))
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            inode = status.st_dev, status.st_ino
+            self.links.setdefault(inode, []).append(path)
+            self.link_counts[inode] = status.st_nlink
         if stat.S_ISDIR(status.st_mode):
             self.pending.append(path)
         if len(self.entries) % _REPORT_EVERY == 0:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.engine import Stopped, opened, walk
+from sandpoint.engine import walk as walking
 from sandpoint.engine.ignore import Rules
 from sandpoint.engine.manifest import Manifest
 from sandpoint.engine.walk import entry_of, moved_since, walk_tree
@@ -343,3 +344,22 @@ def test_a_time_put_back_does_not_hide_a_write(tmp_path: Path) -> None:
         os.utime(tmp_path / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
 
     assert moved(tmp_path, change) == {b"a"}
+
+
+def test_a_hard_link_that_vanishes_while_it_is_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lock files do, which are made by a link and removed at once."""
+    (tmp_path / "kept").write_bytes(b"1")
+    os.link(tmp_path / "kept", tmp_path / "gone")
+    really_read = walking.read_xattrs
+
+    def vanish(where: str | int, *, follow_symlinks: bool) -> dict[bytes, bytes] | None:
+        if str(where).endswith("gone"):
+            raise FileNotFoundError(2, "No such file or directory", str(where))
+        return really_read(where, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(walking, "read_xattrs", vanish)
+    found = walk(tmp_path)
+    assert list(found.entries) == [b"", b"kept"]
+    assert found.entries[b"kept"].hardlink == b""
