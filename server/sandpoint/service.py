@@ -275,6 +275,14 @@ class BackupService:
                 await self._store.hide(undo_id)
                 await self._store.reclaim()
 
+    async def get(self, backup_id: str) -> Backup:
+        """Return what is known of one backup, also of one that has expired.
+
+        Raises:
+            BackupNotFoundError, BackupIntegrityError: There is no such backup, or its metadata is damaged.
+        """
+        return Backup.from_metadata(await self._store.read(parse_backup_id(backup_id)))
+
     async def list(
         self,
         *,

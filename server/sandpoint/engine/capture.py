@@ -153,7 +153,7 @@ def _walk_and_build(
     view: int, place: Place, rules: Rules, request: CaptureRequest, work: str, monitor: Monitor
 ) -> tuple[Manifest, list[str]]:
     started = time.time_ns()
-    stamps = place.stamps and _settle(place)
+    stamps = place.stamps and settle(place)
     count = 0
 
     def walk(stop: Check) -> Manifest:
@@ -204,7 +204,7 @@ def _walk_and_build(
     return manifest, building.finish(monitor.check)
 
 
-def _settle(place: Place) -> bool:
+def settle(place: Place) -> bool:
     """Write out what is written through mappings, and return whether that is done: stamps prove nothing else.
 
     The kernel stamps a file at the first write to a mapped page; further writes go unseen until the page has been

@@ -36,7 +36,7 @@ def _same(tree: int, layer: int, path: bytes) -> bool:
         os.close(first)
         return False
     try:
-        return _same_bytes(first, second)
+        return same_bytes(first, second)
     except OSError:
         return False
     finally:
@@ -44,7 +44,12 @@ def _same(tree: int, layer: int, path: bytes) -> bool:
         os.close(second)
 
 
-def _same_bytes(first: int, second: int) -> bool:
+def same_bytes(first: int, second: int) -> bool:
+    """Whether two open files hold the same from where they stand.
+
+    Raises:
+        OSError: One cannot be read.
+    """
     while True:
         ours = os.read(first, _BLOCK)
         theirs = os.read(second, len(ours) or 1)

@@ -3,39 +3,27 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 
 import msgspec
 
 from sandpoint.engine import overlay as overlays
 from sandpoint.engine import squashfs, tools, transfer
-from sandpoint.engine.apply import Holders, apply_plan, prepare_staged, staging_list
+from sandpoint.engine.apply import Holders, staging_list
 from sandpoint.engine.attributes import adjust
 from sandpoint.engine.beside import beside
 from sandpoint.engine.capture import Place, opened_place
 from sandpoint.engine.contents import differing
 from sandpoint.engine.directory import create_directory, remove_directories
 from sandpoint.engine.ignore import GitError, Rules, git_ignored
+from sandpoint.engine.inplace import Compared, carry_out, refuse_conflicts
 from sandpoint.engine.layers import opened_layer
 from sandpoint.engine.manifest import ACL_PREFIX, Entry, Header, Manifest, display, has_acl, read_header
-from sandpoint.engine.plan import Comparison, Plan, ancestors, make_plan, select, without
-from sandpoint.engine.state import State, staging_folder
+from sandpoint.engine.plan import Comparison, ancestors, make_plan, select, without
+from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.walk import UnreadableError, walk_tree
 from sandpoint.errors import BackupRestoreError, InvalidBackupConfigError
 from sandpoint.models import Applied, ApplyRequest, Changes, CompareRequest
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A directory against a backup: both trees, as far as they are asked for, and the plan from one to the other."""
-
-    plan: Plan
-    present: Manifest
-    target: Manifest
-    comparison: Comparison
-    untouchable: frozenset[bytes]
-    mounts: tuple[bytes, ...]
 
 
 def compare(request: CompareRequest, state: State, monitor: Monitor) -> Changes:
@@ -241,85 +229,21 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
             stack.enter_context(overlays.set_aside(state, request.dir, monitor.check))
         place = stack.enter_context(opened_place(state, request.dir))
         compared = _compare(request, backup, place, layer, state, work, monitor)
-        _refuse_conflicts(compared)
+        refuse_conflicts(compared)
         layer()
-        kept = [] if compared.plan.is_empty else _stage_and_apply(request, compared, place, layer(), work, monitor)
+
+        def fill(tree: str) -> None:
+            wanted = staging_list(compared.plan, whole=not request.paths)
+            monitor.progress("extracting", 0, len(wanted))
+            squashfs.extract(layer(), tree, wanted, scratch=work, check=monitor.check)
+
+        kept = carry_out(compared, place, fill, work, monitor)
         return Applied(
             mode="copy",
             changes=compared.plan.changes(),
             kept_paths=tuple(display(path) for path in kept),
             skipped_mounts=tuple(display(path) for path in compared.mounts),
         )
-
-
-def _refuse_conflicts(compared: Compared) -> None:
-    """Find before the first change where something excluded is in the way of the backup."""
-    protected = frozenset(compared.present.header.excluded) | frozenset(compared.mounts)
-    if not protected:
-        return
-    for entry in compared.plan.replaced:
-        before = compared.present.entries[entry.path]
-        if before.is_dir and not entry.is_dir:
-            inside = next((path for path in protected if path.startswith(entry.path + b"/")), None)
-            if inside is not None:
-                raise BackupRestoreError(
-                    f"{display(entry.path)} is a directory now and holds {display(inside)}, which is excluded and may "
-                    "not be touched, but the backup has something else there; move it away and restore again"
-                )
-
-
-def _stage_and_apply(
-    request: ApplyRequest, compared: Compared, place: Place, layer: str, work: str, monitor: Monitor
-) -> list[bytes]:
-    root = compared.present.entries[b""]
-    try:
-        with staging_folder(place.fd, place.path, work) as staging:
-            kept = _stage_in(staging, request, compared, place, layer, work, monitor)
-        root = compared.target.entries.get(b"", root)
-        return kept
-    finally:
-        if b"" not in compared.untouchable:
-            adjust(place.fd, b"", root, compared.comparison)  # a staging folder inside it has moved its mtime
-
-
-def _stage_in(
-    staging: str,
-    request: ApplyRequest,
-    compared: Compared,
-    place: Place,
-    layer: str,
-    work: str,
-    monitor: Monitor,
-) -> list[bytes]:
-    tree, trash = os.path.join(staging, "tree"), os.path.join(staging, "trash")
-    os.mkdir(trash, 0o700)
-    wanted = staging_list(compared.plan, whole=not request.paths)
-    monitor.progress("extracting", 0, len(wanted))
-    squashfs.extract(layer, tree, wanted, scratch=work, check=monitor.check)
-    os.makedirs(tree, mode=0o700, exist_ok=True)
-    with _directory(tree) as staged, _directory(trash) as trashed:
-        prepare_staged(staged, compared.plan, compared.comparison, monitor.check)
-        monitor.progress("applying", 0)
-        return apply_plan(
-            compared.plan,
-            root=place.fd,
-            staged=staged,
-            trash=trashed,
-            present=compared.present,
-            target=compared.target,
-            comparison=compared.comparison,
-            untouchable=compared.untouchable,
-            check=monitor.check,
-        )
-
-
-@contextmanager
-def _directory(path: str) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 # -- overlay --

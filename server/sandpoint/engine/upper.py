@@ -1,0 +1,109 @@
+"""The upper layer of an overlay: what was changed in it, at the cost of the change and not of the tree."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+import msgspec
+
+from sandpoint.engine import linux
+from sandpoint.engine.apply import Holders
+from sandpoint.engine.contents import differing
+from sandpoint.engine.directory import INSIDE
+from sandpoint.engine.ignore import Rules
+from sandpoint.engine.manifest import Entry, Header, Manifest, make_manifest
+from sandpoint.engine.plan import Comparison, Plan, make_plan
+from sandpoint.engine.tools import Check
+from sandpoint.engine.walk import entry_of, walk_tree
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""It is not there, or something else than a directory is above it."""
+
+_MARKS = ("trusted.overlay.", "user.overlay.")
+
+
+def changed_since(before: int, now: int, upper: int, check: Check) -> Plan:
+    """Return the steps that led from what an overlay hides to what it shows.
+
+    Args:
+        before: A descriptor of the directory as it was when the overlay was mounted.
+        now: A descriptor of the directory as the overlay shows it.
+        upper: A descriptor of the upper layer. Nobody else may write to it.
+        check: May raise to stop.
+
+    Raises:
+        UnreadableError: An entry may not be read.
+        OSError: The filesystem failed.
+    """
+    source: dict[bytes, Entry] = {}
+    target: dict[bytes, Entry] = {}
+    for path, whole in _candidates(upper):
+        check()
+        for root, entries in ((before, source), (now, target)):
+            entries.update((entry.path, entry) for entry in _entries(root, path, whole=whole))
+
+    def differ(doubtful: list[Entry]) -> set[bytes]:
+        return differing(before, now, doubtful, check)
+
+    return make_plan(_part(source), _part(target), differ=differ, comparison=Comparison())
+
+
+def _part(entries: dict[bytes, Entry]) -> Manifest:
+    # Hard links end where one of them is written to; among what was not, nothing changed.
+    return make_manifest(
+        Header(started_ns=0, stamps=False), (msgspec.structs.replace(entry, hardlink=b"") for entry in entries.values())
+    )
+
+
+def _candidates(upper: int) -> Iterator[tuple[bytes, bool]]:
+    """Yield each path that may have changed, and whether with all that lies below it."""
+    yield b"", False
+    pending = [b""]
+    while pending:
+        above = pending.pop()
+        fd = linux.openat2(above or b".", _OPEN, dir_fd=upper, resolve=INSIDE)
+        try:
+            for name in os.listdir(fd):
+                path = above + b"/" + os.fsencode(name) if above else os.fsencode(name)
+                mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+                merged = stat.S_ISDIR(mode) and not _is_marked(fd, name)
+                yield path, not merged
+                if merged:
+                    pending.append(path)
+        finally:
+            os.close(fd)
+
+
+def _is_marked(fd: int, name: str) -> bool:
+    """Whether a directory hides what lies below it, or shows another one."""
+    # `origin` and `impure` are notes of where files came from, and say nothing of what is shown.
+    return any(
+        mark.startswith(_MARKS) and mark.endswith((".opaque", ".redirect"))
+        for mark in os.listxattr(f"/proc/self/fd/{fd}/{name}", follow_symlinks=False)
+    )
+
+
+def _entries(root: int, path: bytes, *, whole: bool) -> Iterator[Entry]:
+    holders = Holders(root)
+    try:
+        holder, name = holders.of(path)
+        entry = entry_of(path, holder, name or b".")
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return
+    finally:
+        holders.close()
+    yield entry
+    if not (whole and entry.is_dir):
+        return
+    fd = linux.openat2(path, _OPEN, dir_fd=root, resolve=INSIDE)
+    try:
+        below = walk_tree(fd, Rules(), started_ns=0, stamps=False).entries
+    finally:
+        os.close(fd)
+    for inner, each in below.items():
+        if inner:
+            yield msgspec.structs.replace(each, path=path + b"/" + inner)
