@@ -12,6 +12,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from helpers.mcp import text
+from helpers.trees import list_tree
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIGS = EXAMPLES / "configs"
@@ -52,6 +53,22 @@ def test_the_agent_goes_back_when_its_check_fails(tmp_path: Path) -> None:
     assert told.count("the check passes: €3") == 1
     assert "'shop/price.py'], deleted: ['shop/currency.py']" in told
     assert "went back; the failed attempt is kept as 0" in told
+
+
+@pytest.mark.parametrize("arguments", [[], ["--sandbox-strategy=copy"], ["-n2"]], ids=["overlay", "copy", "workers"])
+def test_the_uses_of_the_pytest_plugin(arguments: list[str], tmp_path: Path) -> None:
+    before = list_tree(EXAMPLES / "pytest_plugin" / "data")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, EXAMPLES / "pytest_plugin"],
+        cwd=EXAMPLES.parent,
+        env=os.environ | {"SANDPOINT_STATE_DIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "11 passed" in done.stdout, done.stdout
+    assert list_tree(EXAMPLES / "pytest_plugin" / "data") == before
 
 
 def test_the_service_is_used_from_python(tmp_path: Path) -> None:
