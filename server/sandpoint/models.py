@@ -231,6 +231,16 @@ class Source(StoredFile):
     grant: PathGrant
 
 
+class Parent(Strict):
+    """A backup that a delta may be built on: its manifests and layers, that of the full one first."""
+
+    backup_id: BackupId
+    manifests: tuple[Source, ...]
+    layers: tuple[Source, ...]
+    file_count: int
+    total_bytes: int
+
+
 class CaptureRequest(Strict):
     """Capture a directory into a layer and a manifest."""
 
@@ -240,15 +250,18 @@ class CaptureRequest(Strict):
     compression: Compression = "zstd"
     layer: PathGrant
     manifest: PathGrant
-    cover: Source | None = None
-    """The manifest of a backup about to be restored: what it names is captured although ignored."""
+    parent: Parent | None = None
+    """What a delta may be built on; None for a full layer."""
+    cover: tuple[Source, ...] = ()
+    """The manifests of a backup about to be restored: what it names is captured although ignored."""
 
 
 class Captured(Strict):
-    """What a capture made."""
+    """What a capture made: a full layer, a delta on the request's parent, or nothing where nothing has changed."""
 
-    layer: StoredFile
-    manifest: StoredFile
+    kind: Kind
+    layer: StoredFile | None
+    manifest: StoredFile | None
     file_count: int
     total_bytes: int
     unstable_paths: tuple[str, ...] = ()
@@ -259,7 +272,7 @@ class CompareRequest(Strict):
     """Compare a directory with a backup."""
 
     dir: str
-    manifest: Source
+    manifests: tuple[Source, ...]
     layers: tuple[Source, ...]
     excludes: tuple[Pattern, ...] = ()
     use_gitignore: bool = False
@@ -365,8 +378,15 @@ class BackupMetadata(_Stored):
     excludes: tuple[Pattern, ...] = ()
     use_gitignore: bool = False
     manifest: StoredLayer
+    parent_manifests: tuple[StoredLayer, ...] = ()
+    """Of a delta: those that its own is built on, that of the full backup first."""
     layers: Annotated[tuple[StoredLayer, ...], Field(min_length=1)]
     """Bottom first."""
+
+    @property
+    def manifests(self) -> tuple[StoredLayer, ...]:
+        """All manifests, that of the full backup first."""
+        return (*self.parent_manifests, self.manifest)
 
     @property
     def restorable_until(self) -> datetime:

@@ -1,11 +1,13 @@
 """BackupService: every operation, read top to bottom as the steps of the design."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import anyio
 
+from sandpoint.chains import DEFAULT_LIMITS, ChainLimits, shorten
 from sandpoint.engine import transfer
 from sandpoint.engine.manifest import Manifest
 from sandpoint.errors import (
@@ -34,6 +36,7 @@ from sandpoint.models import (
     DeleteResult,
     ListOptions,
     Mode,
+    Parent,
     Progress,
     PruneResult,
     Report,
@@ -52,6 +55,9 @@ from sandpoint.settings import Settings, read_settings
 from sandpoint.stores import Store, open_store
 from sandpoint.stores.base import Position, Upload
 
+_PARENT_SEARCH = 100
+"""Backups that are looked at for one to build on, where the sandbox knows of none that is still there."""
+
 UNDO_NAME = "undo"
 """The name of backups that a restore takes of the state before."""
 
@@ -67,14 +73,23 @@ class BackupService:
     raise `StoreUnavailableError` and `SandboxUnavailableError`. A cancelled operation leaves nothing behind.
     """
 
-    def __init__(self, sandbox: Sandbox, store: Store, *, compression: Compression = "zstd") -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        store: Store,
+        *,
+        compression: Compression = "zstd",
+        chain_limits: ChainLimits = DEFAULT_LIMITS,
+    ) -> None:
         """Put a sandbox and a store together.
 
         Args:
             sandbox: Where the directories are.
             store: Where backups are kept.
             compression: Of new layers.
+            chain_limits: When a new backup is no longer built on an earlier one.
         """
+        self._chain_limits = chain_limits
         self._sandbox = sandbox
         self._store = store
         self._compression: Compression = compression
@@ -102,7 +117,7 @@ class BackupService:
             use_gitignore: Leave out what git ignores there.
             excludes: Patterns in gitignore syntax of what else is left out.
             metadata: At most 64 keys and values of the caller's own.
-            full: Do not build on an earlier backup. All backups are full in this version.
+            full: Do not build on an earlier backup.
             report: Told of progress.
 
         Raises:
@@ -123,13 +138,59 @@ class BackupService:
         )
         path = self._sandbox.resolve(options.dir)
         async with self._sandbox.turn():
-            return await self._capture(path, options, report or _silent)
+            return (await self._capture(path, options, report or _silent)).backup
 
     async def _capture(
-        self, path: str, options: CreateOptions, report: Report, *, cover: Source | None = None
-    ) -> Backup:
+        self, path: str, options: CreateOptions, report: Report, *, cover: tuple[Source, ...] = ()
+    ) -> "_Capture":
+        parent = None if options.full else await self._find_parent(path, options)
+        try:
+            return await self._capture_on(parent, path, options, report, cover)
+        except _ParentGoneError:
+            return await self._capture_on(None, path, options, report, cover)
+
+    async def _find_parent(self, path: str, options: CreateOptions) -> BackupMetadata | None:
+        """Return what a delta may be built on, with as much of its chain as that shall have."""
+        last = await self._sandbox.last_capture(path)
+        metadata = None if last is None else await self._read_if_there(last.backup_id)
+        is_shown = last is not None and last.is_shown
+        if metadata is None and not is_shown:
+            metadata = await self._newest_of(path)
+        if metadata is None or metadata.sandbox_id != await self._sandbox.id():
+            return None
+        if (metadata.excludes, metadata.use_gitignore) != (options.excludes, options.use_gitignore):
+            return None
+        # On an overlay each delta is all that was written to it, and builds on what it shows: the chain does not grow.
+        return metadata if is_shown else shorten(metadata, self._chain_limits, datetime.now(UTC))
+
+    async def _read_if_there(self, backup_id: str) -> BackupMetadata | None:
+        try:
+            return await self._store.read(backup_id)
+        except (BackupNotFoundError, BackupIntegrityError, InvalidBackupConfigError):
+            return None
+
+    async def _newest_of(self, path: str) -> BackupMetadata | None:
+        """Return the newest backup of a directory, if it is among the newest of all."""
+        seen = 0
+        async for metadata in self._store.newest():
+            if metadata.dir == path and metadata.sandbox_id == await self._sandbox.id():
+                return metadata
+            seen += 1
+            if seen == _PARENT_SEARCH:
+                break
+        return None
+
+    async def _capture_on(
+        self,
+        parent: BackupMetadata | None,
+        path: str,
+        options: CreateOptions,
+        report: Report,
+        cover: tuple[Source, ...],
+    ) -> "_Capture":
         backup_id = _new_id()
-        async with self._uploading(backup_id) as upload:
+        needs = () if parent is None else (*parent.manifests, *parent.layers)
+        async with self._uploading(backup_id, needs) as upload:
             captured = await self._sandbox.capture(
                 CaptureRequest(
                     dir=path,
@@ -138,22 +199,43 @@ class BackupService:
                     compression=self._compression,
                     layer=upload.layer,
                     manifest=upload.manifest,
+                    parent=None if parent is None else self._as_parent(parent),
                     cover=cover,
                 ),
                 report,
             )
-            metadata = _describe(backup_id, path, options, await self._sandbox.id(), upload, captured)
+            metadata = _describe(backup_id, path, options, await self._sandbox.id(), upload, captured, parent)
             await self._store.commit(metadata)
-        return Backup.from_metadata(metadata, captured)
+        await self._sandbox.note_capture(path, backup_id)
+        return _Capture(Backup.from_metadata(metadata, captured), has_changed=captured.manifest is not None)
+
+    def _as_parent(self, parent: BackupMetadata) -> Parent:
+        return Parent(
+            backup_id=parent.id,
+            manifests=tuple(map(self._store.source, parent.manifests)),
+            layers=tuple(map(self._store.source, parent.layers)),
+            file_count=parent.file_count,
+            total_bytes=parent.total_bytes,
+        )
 
     @asynccontextmanager
-    async def _uploading(self, backup_id: str) -> AsyncIterator[Upload]:
+    async def _uploading(self, backup_id: str, needs: Collection[StoredLayer]) -> AsyncIterator[Upload]:
         try:
-            yield await self._store.begin(backup_id)
+            upload = await self._store.begin(backup_id, needs)
+        except BackupIntegrityError as error:
+            raise _ParentGoneError from error
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._store.abandon(backup_id)
+            await self._abandon(backup_id)
             raise
+        try:
+            yield upload
+        except BaseException:
+            await self._abandon(backup_id)
+            raise
+
+    async def _abandon(self, backup_id: str) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._store.abandon(backup_id)
 
     async def restore(
         self,
@@ -204,8 +286,12 @@ class BackupService:
             if options.dry_run:
                 changes = await self._sandbox.compare(comparison, report)
                 return _planned(metadata.id, path, options, changes)
-            undo_id = await self._keep_way_back(metadata, comparison, report) if options.undo else None
-            applied = await self._apply(metadata.id, comparison, options.mode, undo_id, report)
+            way_back = await self._keep_way_back(metadata, comparison, report) if options.undo else None
+            undo_id = None if way_back is None else way_back.backup.id
+            applied = await self._apply(metadata.id, comparison, options.mode, way_back, report)
+            if way_back is not None and not _is_needed(way_back, applied, metadata):
+                await self._forget(way_back)
+                undo_id = None
         return RestoreResult(
             success=True,
             id=metadata.id,
@@ -229,20 +315,21 @@ class BackupService:
     def _comparison(self, metadata: BackupMetadata, path: str, paths: tuple[str, ...] = ()) -> CompareRequest:
         return CompareRequest(
             dir=path,
-            manifest=self._store.source(metadata.manifest),
+            manifests=tuple(map(self._store.source, metadata.manifests)),
             layers=tuple(self._store.source(layer) for layer in metadata.layers),
             excludes=metadata.excludes,
             use_gitignore=metadata.use_gitignore,
             paths=paths,
         )
 
-    async def _keep_way_back(self, metadata: BackupMetadata, comparison: CompareRequest, report: Report) -> str | None:
+    async def _keep_way_back(
+        self, metadata: BackupMetadata, comparison: CompareRequest, report: Report
+    ) -> "_Capture | None":
         """Back up what the restore would change: no more is excluded than the restore itself leaves alone."""
-        changes = await self._sandbox.compare(comparison, report)
+        if not await self._sandbox.exists(comparison.dir):
+            return None
         # Overlays are taken down whole, with what was written in them to excluded paths.
         overlay_goes = not comparison.paths and await self._sandbox.is_written(comparison.dir)
-        if not overlay_goes and (not changes or not await self._sandbox.exists(comparison.dir)):
-            return None
         options = CreateOptions(
             dir=comparison.dir,
             name=UNDO_NAME,
@@ -251,29 +338,39 @@ class BackupService:
             use_gitignore=comparison.use_gitignore and not overlay_goes,
             metadata={"undo_of": metadata.id},
         )
-        return (await self._capture(comparison.dir, options, report, cover=comparison.manifest)).id
+        return await self._capture(comparison.dir, options, report, cover=comparison.manifests)
 
     async def _apply(
-        self, backup_id: str, comparison: CompareRequest, mode: Mode, undo_id: str | None, report: Report
+        self,
+        backup_id: str,
+        comparison: CompareRequest,
+        mode: Mode,
+        way_back: "_Capture | None",
+        report: Report,
     ) -> Applied:
         request = ApplyRequest(**{**dict(comparison), "backup_id": backup_id, "mode": mode})
         try:
             return await self._sandbox.restore(request, report)
         except BackupRestoreError as error:
-            if not error.partly or undo_id is None:
-                await self._forget(undo_id)
+            if not error.partly or way_back is None:
+                await self._forget(way_back)
                 raise
-            raise BackupRestoreError(f"{error}; or restore the state before, backup {undo_id}", partly=True) from error
+            undo = f"or restore the state before, backup {way_back.backup.id}"
+            raise BackupRestoreError(f"{error}; {undo}", partly=True) from error
         except BaseException:
-            await self._forget(undo_id)
+            await self._forget(way_back)
             raise
 
-    async def _forget(self, undo_id: str | None) -> None:
-        if undo_id is not None:
-            # What failed before is the news, not that this fails too: what is left over is listed, and pruned.
-            with anyio.CancelScope(shield=True), suppress(SandpointError):
-                await self._store.hide(undo_id)
-                await self._store.reclaim()
+    async def _forget(self, way_back: "_Capture | None") -> None:
+        if way_back is None:
+            return
+        backup = way_back.backup
+        # What failed before is the news, not that this fails too: what is left over is listed, and pruned.
+        with anyio.CancelScope(shield=True), suppress(SandpointError):
+            await self._store.hide(backup.id)
+            await self._store.reclaim()
+            if backup.parent_id is not None:
+                await self._sandbox.note_capture(backup.dir, backup.parent_id)
 
     async def get(self, backup_id: str) -> Backup:
         """Return what is known of one backup, also of one that has expired.
@@ -370,27 +467,27 @@ class BackupService:
         checked = 0
         try:
             metadata = await self._store.read(wanted)
-            files = (metadata.manifest, *metadata.layers)
+            files = (*metadata.manifests, *metadata.layers)
             total = sum(stored.size for stored in files)
             for stored in files:
                 await report(Progress(phase="verifying", done=checked, total=total))
-                await self._check(stored, is_manifest=stored is metadata.manifest)
+                await self._check(stored)
                 checked += stored.size
+            await self._check_manifests(metadata)
             await report(Progress(phase="verifying", done=checked, total=total))
         except BackupIntegrityError as error:
             return VerifyResult(id=wanted, ok=False, checked_bytes=checked, problem=str(error))
         return VerifyResult(id=wanted, ok=True, checked_bytes=checked)
 
-    async def _check(self, stored: StoredLayer, *, is_manifest: bool) -> None:
+    async def _check(self, stored: StoredLayer) -> None:
         source = self._store.source(stored)
+        await anyio.to_thread.run_sync(lambda: transfer.check_file(source, anyio.from_thread.check_cancelled))
 
-        def work() -> None:
-            if is_manifest:
-                Manifest.from_bytes(transfer.fetch_bytes(source))
-            else:
-                transfer.check_file(source, anyio.from_thread.check_cancelled)
-
-        await anyio.to_thread.run_sync(work)
+    async def _check_manifests(self, metadata: BackupMetadata) -> None:
+        sources = [self._store.source(stored) for stored in metadata.manifests]
+        await anyio.to_thread.run_sync(
+            lambda: Manifest.from_chain([transfer.fetch_bytes(source) for source in sources])
+        )
 
     async def delete(self, backup_id: str) -> DeleteResult:
         """Delete a backup: hidden at once, its files removed unless another backup names them.
@@ -439,7 +536,7 @@ class BackupService:
             if undo and await self._sandbox.is_written(path):
                 description = f"{path} before the overlay of backup {overlay.backup_id} was taken down"
                 options = CreateOptions(dir=path, name=UNDO_NAME, description=description)
-                undo_id = (await self._capture(path, options, report or _silent)).id
+                undo_id = (await self._capture(path, options, report or _silent)).backup.id
             await self._sandbox.unmount(path)
         return UnmountResult(dir=path, backup_id=overlay.backup_id, undo_id=undo_id)
 
@@ -467,10 +564,42 @@ def _new_id() -> str:
     return str(uuid7())
 
 
+@dataclass(frozen=True)
+class _Capture:
+    """A new backup, and whether anything has changed since the one that it is built on."""
+
+    backup: Backup
+    has_changed: bool
+
+
+class _ParentGoneError(Exception):
+    """The backup to build on was deleted meanwhile, or is damaged."""
+
+
+def _is_needed(way_back: _Capture, applied: Applied, restored: BackupMetadata) -> bool:
+    """Whether an undo would change anything."""
+    if applied.changes is not None:
+        return bool(applied.changes)
+    return way_back.has_changed or way_back.backup.parent_id != restored.id
+
+
 def _describe(
-    backup_id: str, path: str, options: CreateOptions, sandbox_id: str, upload: Upload, captured: Captured
+    backup_id: str,
+    path: str,
+    options: CreateOptions,
+    sandbox_id: str,
+    upload: Upload,
+    captured: Captured,
+    parent: BackupMetadata | None,
 ) -> BackupMetadata:
     now = datetime.now(UTC)
+    base = parent if captured.kind == "delta" else None
+    manifests = () if base is None else base.manifests
+    layers = () if base is None else base.layers
+    if captured.manifest is not None:
+        manifests += (StoredLayer(key=upload.manifest_key, **dict(captured.manifest)),)
+    if captured.layer is not None:
+        layers += (StoredLayer(key=upload.layer_key, **dict(captured.layer)),)
     return BackupMetadata(
         format_version=FORMAT_VERSION,
         id=backup_id,
@@ -478,18 +607,20 @@ def _describe(
         name=options.name,
         description=options.description,
         metadata=options.metadata,
-        kind="full",
+        kind=captured.kind,
+        parent_id=None if base is None else base.id,
         sandbox_id=sandbox_id,
         ttl=options.ttl,
         created_at=now,
         expires_at=now + timedelta(seconds=options.ttl),
-        size_bytes=captured.layer.size,
+        size_bytes=0 if captured.layer is None else captured.layer.size,
         total_bytes=captured.total_bytes,
         file_count=captured.file_count,
         excludes=options.excludes,
         use_gitignore=options.use_gitignore,
-        manifest=StoredLayer(key=upload.manifest_key, **dict(captured.manifest)),
-        layers=(StoredLayer(key=upload.layer_key, **dict(captured.layer)),),
+        manifest=manifests[-1],
+        parent_manifests=manifests[:-1],
+        layers=layers,
     )
 
 
@@ -520,4 +651,5 @@ def open_service(settings: Settings | None = None) -> BackupService:
         allowed_dirs=settings.allowed_dirs,
         kept_out=(store.local_path,) if store.local_path is not None else (),
     )
-    return BackupService(sandbox, store, compression=settings.compression)
+    limits = ChainLimits(layers=settings.chain_layers, hours=settings.chain_hours, share=settings.chain_share)
+    return BackupService(sandbox, store, compression=settings.compression, chain_limits=limits)

@@ -6,6 +6,7 @@ Read by hand and not with pydantic-settings, whose import alone takes longer tha
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -36,6 +37,15 @@ class Settings(BaseModel):
 
     compression: Compression = "zstd"
     """Of new layers."""
+
+    chain_layers: Annotated[int, Field(ge=1, le=500)] = 16
+    """Layers that a backup may consist of: where one more would be needed, the newest are written anew as one."""
+
+    chain_hours: Annotated[float, Field(gt=0)] = 24.0
+    """Age of a full layer that deltas may still be built on."""
+
+    chain_share: Annotated[float, Field(gt=0)] = 0.5
+    """Size of all deltas together, as a share of the full layer's."""
 
     @field_validator("allowed_dirs", mode="before")
     @classmethod

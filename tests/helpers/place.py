@@ -80,8 +80,8 @@ class Place:
         return found
 
     def assert_clean_but_lower(self) -> None:
-        """As `assert_clean`, but a FUSE overlay in place keeps its layer mounted in its own folder."""
-        assert [found for found in self.leftovers() if not found.endswith("/lower")] == []
+        """As `assert_clean`, but a FUSE overlay in place keeps its layers mounted in its own folder."""
+        assert [found for found in self.leftovers() if "/lower/" not in found] == []
 
     def loops(self) -> list[str]:
         """Return loop devices on files of this place."""

@@ -178,7 +178,9 @@ def test_list_pages_filters_and_expired_ones(project: Path, sandpoint: Program, 
 
 
 def test_verify_finds_an_altered_layer_and_goes_on(project: Path, sandpoint: Program, tmp_path: Path) -> None:
-    whole, altered = create(sandpoint, project), create(sandpoint, project)
+    whole = create(sandpoint, project)
+    (project / "more.txt").write_text("a delta has a layer of its own\n")
+    altered = create(sandpoint, project)
     layer = tmp_path / "store" / "backups" / altered / "data.sqsh"
     data = bytearray(layer.read_bytes())
     data[len(data) // 2] ^= 1

@@ -1,7 +1,7 @@
 """Comparing the contents of files in a tree with those in a layer."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sandpoint.engine import linux
 from sandpoint.engine.directory import INSIDE
@@ -12,20 +12,39 @@ _BLOCK = 1 << 18
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def differing(tree: int, layer: int, entries: Iterable[Entry], check: Check) -> set[bytes]:
+Roots = Callable[[bytes], int]
+"""Tells of each path the open directory that it is to be read below."""
+
+
+def always(root: int) -> Roots:
+    """Return one directory for all paths."""
+    return lambda _path: root
+
+
+def differing(
+    tree: Roots, layer: Roots, entries: Iterable[Entry], check: Check, *, write_out: bool = False
+) -> set[bytes]:
     """Return the paths of regular files whose bytes are not the same below two open directories.
 
     A file that cannot be read in either counts as different.
+
+    Args:
+        tree: Where one side is.
+        layer: Where the other is.
+        entries: The files.
+        check: May raise to stop.
+        write_out: Whether stamps shall prove later that the first side was not written to: its mapped pages are
+            written out before they are read.
     """
     different = set()
     for entry in entries:
         check()
-        if not _same(tree, layer, entry.path):
+        if not _same(tree(entry.path), layer(entry.path), entry.path, write_out=write_out):
             different.add(entry.path)
     return different
 
 
-def _same(tree: int, layer: int, path: bytes) -> bool:
+def _same(tree: int, layer: int, path: bytes, *, write_out: bool) -> bool:
     try:
         first = linux.openat2(path, _OPEN, dir_fd=tree, resolve=INSIDE)
     except OSError:
@@ -36,6 +55,8 @@ def _same(tree: int, layer: int, path: bytes) -> bool:
         os.close(first)
         return False
     try:
+        if write_out:
+            linux.write_out(first)
         return same_bytes(first, second)
     except OSError:
         return False

@@ -133,7 +133,16 @@ def _make(entry: Entry, holder: int, name: bytes, opened: Callable[[Entry], int]
         finally:
             os.close(target)
     else:
-        os.mknod(name, stat.S_IFMT(entry.mode) | 0o600, entry.rdev, dir_fd=holder)
+        make_node(entry, holder, name)
+
+
+def make_node(entry: Entry, holder: int, name: bytes) -> None:
+    """Make a pipe, a socket that nobody listens to, or a device node.
+
+    Raises:
+        OSError: EPERM for a device node without the right.
+    """
+    os.mknod(name, stat.S_IFMT(entry.mode) | 0o600, entry.rdev, dir_fd=holder)
 
 
 def copy_tree(root: int, into: str, check: Check) -> None:

@@ -62,6 +62,25 @@ def mount_layer(layer: str, place: str) -> None:
         linux.mount(device, os.fsencode(place), "squashfs", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
 
 
+@contextmanager
+def mounted_layers(layers: Sequence[str], places: Sequence[str]) -> Iterator[list[bytes]]:
+    """Mount layers for the block, and yield short paths of their tops: what is stacked on them keeps them.
+
+    Raises:
+        OSError: See `mount_layer`.
+    """
+    opened: list[int] = []
+    try:
+        for layer, place in zip(layers, places, strict=True):
+            mount_layer(layer, place)
+            opened.append(os.open(place, os.O_PATH | os.O_DIRECTORY))
+        yield [b"/proc/self/fd/%d" % fd for fd in opened]
+    finally:
+        for fd, place in zip(opened, places, strict=False):
+            os.close(fd)
+            linux.detach(os.fsencode(place))
+
+
 def _fuse_mounted(layer: str, place: str) -> tuple[int, Callable[[], None]] | None:
     try:
         fuse_mount_layer(layer, place, check=lambda: None)

@@ -10,7 +10,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -21,7 +21,22 @@ AT_RECURSIVE = 0x8000
 
 _SYS_OPENAT2 = 437
 _SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
 _SYS_MOUNT_SETATTR = 442
+
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+
+_MANY_LAYERS = 64
+"""From here on by steps: the option string ends at a page, and in the kernel at 100 to 200 layers."""
+_OPTIONS_BYTES = 4096
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -32,6 +47,8 @@ MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
+_MOUNT_ATTRIBUTES = {MS_RDONLY: 1, MS_NOSUID: 2, MS_NODEV: 4, MS_NOEXEC: 8}
+"""The same for a mount that is made by steps."""
 MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_PRIVATE = 1 << 18
@@ -128,6 +145,83 @@ def mount(source: str, target: bytes, fstype: str, flags: int, data: bytes = b""
         ctypes.c_ulong(flags),
         ctypes.c_char_p(data),
     )
+    _check(result, target)
+
+
+def mount_overlay(
+    source: str,
+    target: bytes,
+    flags: int,
+    *,
+    lower: Sequence[bytes],
+    upper: bytes | None,
+    work: bytes | None,
+    options: Mapping[bytes, bytes],
+) -> None:
+    """Mount an overlay.
+
+    Args:
+        source: Shown in the mount table.
+        target: Where.
+        flags: As for `mount`.
+        lower: The lower layers, the topmost first; at most 500.
+        upper: The upper layer; None for one that cannot be written.
+        work: A folder on the upper layer's filesystem.
+        options: Others, by name.
+
+    Raises:
+        OSError: EINVAL for more layers than the kernel takes, or for more than about a hundred before Linux 6.8.
+    """
+    if len(lower) > _MANY_LAYERS:
+        _mount_overlay_by_steps(source, target, flags, lower, upper, work, options)
+        return
+    chosen = {b"lowerdir": b":".join(map(_escape, lower)), **options}
+    if upper is not None and work is not None:
+        chosen |= {b"upperdir": _escape(upper), b"workdir": _escape(work)}
+    data = b",".join(name + b"=" + value for name, value in chosen.items())
+    if len(data) >= _OPTIONS_BYTES:
+        raise OSError(errno.ENAMETOOLONG, "the paths are too long for a mount", os.fsdecode(target))
+    mount(source, target, "overlay", flags, data)
+
+
+def _escape(path: bytes) -> bytes:
+    return path.replace(b"\\", b"\\\\").replace(b",", b"\\,").replace(b":", b"\\:")
+
+
+def _mount_overlay_by_steps(
+    source: str,
+    target: bytes,
+    flags: int,
+    lower: Sequence[bytes],
+    upper: bytes | None,
+    work: bytes | None,
+    options: Mapping[bytes, bytes],
+) -> None:
+    context = _check(_libc.syscall(_SYS_FSOPEN, ctypes.c_char_p(b"overlay"), _FSOPEN_CLOEXEC), target)
+    try:
+        steps = [(b"source", os.fsencode(source)), *((b"lowerdir+", path) for path in lower), *options.items()]
+        if upper is not None and work is not None:
+            steps += [(b"upperdir", upper), (b"workdir", work)]
+        for name, value in steps:
+            _fsconfig(context, _FSCONFIG_SET_STRING, name, value, target)
+        if flags & MS_RDONLY:
+            _fsconfig(context, _FSCONFIG_SET_FLAG, b"ro", None, target)
+        _fsconfig(context, _FSCONFIG_CMD_CREATE, None, None, target)
+        attributes = sum(attribute for flag, attribute in _MOUNT_ATTRIBUTES.items() if flags & flag)
+        made = _check(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes), target)
+    finally:
+        os.close(context)
+    try:
+        result = _libc.syscall(
+            _SYS_MOVE_MOUNT, made, ctypes.c_char_p(b""), AT_FDCWD, ctypes.c_char_p(target), _MOVE_MOUNT_F_EMPTY_PATH
+        )
+        _check(result, target)
+    finally:
+        os.close(made)
+
+
+def _fsconfig(context: int, command: int, name: bytes | None, value: bytes | None, target: bytes) -> None:
+    result = _libc.syscall(_SYS_FSCONFIG, context, command, ctypes.c_char_p(name), ctypes.c_char_p(value), 0)
     _check(result, target)
 
 

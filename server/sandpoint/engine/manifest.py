@@ -6,7 +6,7 @@ header and the entries, both MessagePack. Paths, link targets and xattrs are byt
 
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from operator import ge
 from typing import Annotated
@@ -91,7 +91,10 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     standing for all below it; `mounts` those where another filesystem was mounted; `unstable` those that were
     written to all the time. `beyond_squashfs` are the entries that a mounted layer does not show as they were: those
     with ACLs, the directories of mounts, and the directory itself, whose attributes an overlay takes from its upper.
-    `linked_outside` are files with hard links that are not in the tree.
+    `linked_outside` are files with hard links that are not in the tree; `hardlinks` are the groups in it.
+
+    A delta's manifest holds only what is not as its parent's says: `removed` are the parent's paths that are no more,
+    and `kept` those of its own entries whose contents are the parent's.
     """
 
     started_ns: int
@@ -101,13 +104,21 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     unstable: tuple[bytes, ...] = ()
     beyond_squashfs: tuple[Entry, ...] = ()
     linked_outside: tuple[bytes, ...] = ()
+    hardlinks: tuple[tuple[bytes, ...], ...] = ()
+    is_delta: bool = False
+    removed: tuple[bytes, ...] = ()
+    kept: tuple[bytes, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, dict=True):
-    """A header and the entries by path, a directory always before what it holds."""
+    """A header and the entries by path, a directory always before what it holds.
+
+    `layers` says of each path which layer of its backup has it, the bottom one being 0, which is not noted.
+    """
 
     header: Header
     entries: dict[bytes, Entry]
+    layers: dict[bytes, int] = msgspec.field(default_factory=dict)
 
     @cached_property
     def settled_before_ns(self) -> int:
@@ -137,21 +148,82 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Manifest":
-        """Read the content of a manifest file.
+        """Read the content of the manifest file of a full backup.
 
         Raises:
             BackupIntegrityError: It is none, or an entry breaks the rules for paths.
         """
-        try:
-            header, entries = _decode(content)
-        except _UNREADABLE as error:
-            raise _damaged(error) from None
-        manifest = cls(header, {entry.path: entry for entry in entries})
-        paths = [entry.path for entry in entries]
-        if any(map(ge, paths, paths[1:])):
-            raise BackupIntegrityError("the manifest is damaged: its entries are not in order, each once")
+        return cls.from_chain([content])
+
+    @classmethod
+    def from_chain(cls, contents: Sequence[bytes]) -> "Manifest":
+        """Read the manifest files of a backup, that of the full one it is built on first.
+
+        Raises:
+            BackupIntegrityError: One is none, or is out of place, or an entry breaks the rules for paths.
+        """
+        bottom, *deltas = [_read(content) for content in contents]
+        if bottom.header.is_delta or not all(delta.header.is_delta for delta in deltas):
+            raise BackupIntegrityError("the manifests are damaged: a full one comes first, and only there")
+        manifest = bottom
+        if deltas:
+            manifest = _merge(bottom, deltas)
         _check_entries(manifest)
         return manifest
+
+    def since(self, parent: "Manifest", brought: Collection[bytes]) -> "Manifest":
+        """Return the manifest of a delta: all that is not just as the parent's says.
+
+        Args:
+            parent: The manifest that this one is a later state of.
+            brought: Paths whose contents are in the delta's layer.
+        """
+        entries = {
+            path: entry
+            for path, entry in self.entries.items()
+            if (before := parent.entries.get(path)) is not entry and before != entry
+        }
+        return Manifest(
+            msgspec.structs.replace(
+                self.header,
+                is_delta=True,
+                removed=tuple(path for path in parent.entries if path not in self.entries),
+                kept=tuple(path for path in entries if path not in brought),
+            ),
+            entries,
+        )
+
+
+def _read(content: bytes) -> Manifest:
+    try:
+        header, entries = _decode(content)
+    except _UNREADABLE as error:
+        raise _damaged(error) from None
+    paths = [entry.path for entry in entries]
+    if any(map(ge, paths, paths[1:])):
+        raise BackupIntegrityError("the manifest is damaged: its entries are not in order, each once")
+    return Manifest(header, {entry.path: entry for entry in entries})
+
+
+def _merge(bottom: Manifest, deltas: Sequence[Manifest]) -> Manifest:
+    entries = {path: _as_proven(entry, bottom) for path, entry in bottom.entries.items()}
+    layers: dict[bytes, int] = {}
+    for number, delta in enumerate(deltas, start=1):
+        for path in delta.header.removed:
+            entries.pop(path, None)
+            layers.pop(path, None)
+        entries.update((path, _as_proven(entry, delta)) for path, entry in delta.entries.items())
+        kept = frozenset(delta.header.kept)
+        layers.update((path, number) for path in delta.entries if path not in kept)
+    header = msgspec.structs.replace(deltas[-1].header, is_delta=False, removed=(), kept=(), stamps=True)
+    return Manifest(header, dict(sorted(entries.items())), layers)
+
+
+def _as_proven(entry: Entry, manifest: Manifest) -> Entry:
+    """Return an entry without a stamp that proves nothing in its own manifest, for in a later one it might seem to."""
+    if entry.ctime_ns < manifest.settled_before_ns:
+        return entry
+    return msgspec.structs.replace(entry, ctime_ns=0, ino=0)
 
 
 def read_header(content: bytes) -> Header:

@@ -16,7 +16,7 @@ import msgspec
 
 from sandpoint.engine import linux, mounts, tools
 from sandpoint.engine.directory import NO_LINKS, is_within
-from sandpoint.engine.layers import fuse_mount_layer, fuse_run, fuse_unmount, mount_layer
+from sandpoint.engine.layers import fuse_mount_layer, fuse_run, fuse_unmount, mounted_layers
 from sandpoint.engine.mounts import Mount
 from sandpoint.engine.state import State, remove_tree, unmount_below
 from sandpoint.engine.tools import Check
@@ -26,7 +26,6 @@ Kind = Literal["kernel", "fuse"]
 
 SOURCE_PREFIX = "sandpoint-"
 _MOUNT_FLAGS = linux.MS_NOSUID | linux.MS_NODEV
-_MAX_OPTIONS = 4095
 _FUSE_TYPE = "fuse.fuse-overlayfs"
 
 
@@ -37,7 +36,7 @@ class Record(msgspec.Struct, frozen=True):
     dir: str
     backup_id: str
     kind: Kind
-    layer: str
+    layers: tuple[str, ...]
     created_ns: int
 
 
@@ -87,32 +86,39 @@ class Overlay:
         else:
             self._mount_fuse(target, check)
 
+    def _places(self) -> list[str]:
+        """Return where each layer is mounted, bottom first."""
+        places = [os.path.join(self._lower, str(number)) for number in range(len(self.record.layers))]
+        for place in places:
+            os.makedirs(place, mode=0o700, exist_ok=True)
+        return places
+
     def _mount_kernel(self, target: str) -> None:
-        options = ",".join(
-            [
-                f"lowerdir={_escape(self._lower)}",
-                f"upperdir={_escape(self.upper)}",
-                f"workdir={_escape(self._work)}",
-                "redirect_dir=on",
-            ]
-        ).encode()
-        if len(options) > _MAX_OPTIONS:
-            raise OSError(36, "the state directory's path is too long for a mount", self.folder)
-        mount_layer(self.record.layer, self._lower)
-        try:
-            linux.mount(f"{SOURCE_PREFIX}{self.record.id}", os.fsencode(target), "overlay", _MOUNT_FLAGS, options)
-        finally:
-            linux.detach(os.fsencode(self._lower))  # the overlay keeps the layer for itself
+        with mounted_layers(self.record.layers, self._places()) as lower:
+            linux.mount_overlay(
+                f"{SOURCE_PREFIX}{self.record.id}",
+                os.fsencode(target),
+                _MOUNT_FLAGS,
+                lower=lower[::-1],
+                upper=os.fsencode(self.upper),
+                work=os.fsencode(self._work),
+                options={b"redirect_dir": b"on"},
+            )
 
     def _mount_fuse(self, target: str, check: Check) -> None:
         tools.require("fuse-overlayfs")
-        fuse_mount_layer(self.record.layer, self._lower, check=check)
+        mounted: list[str] = []
         try:
-            places = f"lowerdir={_escape(self._lower)},upperdir={_escape(self.upper)},workdir={_escape(self._work)}"
+            for layer, place in zip(self.record.layers, self._places(), strict=True):
+                fuse_mount_layer(layer, place, check=check)
+                mounted.append(place)
+            lower = ":".join(_escape(place) for place in reversed(mounted))
+            places = f"lowerdir={lower},upperdir={_escape(self.upper)},workdir={_escape(self._work)}"
             fuse_run(["fuse-overlayfs", "-o", f"{places},nosuid,nodev", target], target, check)
             self._note_device(target)
         except BaseException:
-            fuse_unmount(self._lower)
+            for place in mounted:
+                fuse_unmount(place)
             raise
 
     def _note_device(self, target: str) -> None:
@@ -143,8 +149,8 @@ class Overlay:
         else:
             fuse_unmount(target)
             self.forget_device()
-            if mounts.mounts_at(os.fsencode(self._lower), mounts.list_mounts()):
-                fuse_unmount(self._lower)
+            for mount in mounts.mounts_below(os.fsencode(self._lower), mounts.list_mounts()):
+                fuse_unmount(os.fsdecode(mount.point))
 
     def is_written(self) -> bool:
         """Whether anything below its top was changed since it was mounted."""
@@ -164,6 +170,44 @@ class Overlay:
 
 def _escape(path: str) -> str:
     return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
+
+
+@contextmanager
+def shown_by(layers: Sequence[str], work: str) -> Iterator[int]:
+    """Yield a descriptor of what stacked layers show, read-only and seen by nobody else.
+
+    Args:
+        layers: Their files, bottom first.
+        work: A folder of the operation's own.
+
+    Raises:
+        OSError: They cannot be mounted.
+    """
+    places = [os.path.join(work, f"shown-{number}") for number in range(len(layers))]
+    for place in places:
+        os.mkdir(place, 0o700)
+    top = places[0]
+    with mounted_layers(layers, places) as lower:
+        if len(layers) == 1:
+            fd = os.open(lower[0], os.O_RDONLY | os.O_DIRECTORY)
+        else:
+            linux.mount_overlay(
+                "sandpoint-shown",
+                os.fsencode(top),
+                _MOUNT_FLAGS | linux.MS_RDONLY,
+                lower=lower[::-1],
+                upper=None,
+                work=None,
+                options={b"redirect_dir": b"on"},
+            )
+            fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+            linux.detach(os.fsencode(top))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+        for place in places:
+            os.rmdir(place)
 
 
 def own_overlays(state: State, directory: str, table: Sequence[Mount] | None = None) -> list[Overlay]:
@@ -379,7 +423,7 @@ def restore_overlay(
     *,
     directory: str,
     backup_id: str,
-    layer: str,
+    layers: Sequence[str],
     kind: Kind,
     dress: Callable[[int], None],
     check: Check,
@@ -390,7 +434,7 @@ def restore_overlay(
         state: Where the upper layer lives.
         directory: The directory, which exists.
         backup_id: Whose layer it is.
-        layer: The layer's file, its digest already checked.
+        layers: The layers' files, bottom first, their digests already checked.
         kind: How to mount.
         dress: Given a descriptor of the mounted tree before anyone sees it: sets what squashfs does not keep.
         check: May raise to stop.
@@ -398,7 +442,7 @@ def restore_overlay(
     Raises:
         BackupRestoreError: It cannot be mounted; what was mounted before is again.
     """
-    record = Record(uuid.uuid4().hex, directory, backup_id, kind, layer, time.time_ns())
+    record = Record(uuid.uuid4().hex, directory, backup_id, kind, tuple(layers), time.time_ns())
     overlay = Overlay.create(state, record)
     try:
         # A trial in its own folder first: all that can be refused is refused here, before anything is taken down.

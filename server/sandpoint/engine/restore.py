@@ -1,26 +1,29 @@
 """Compare and restore: a directory against a backup, and made equal to it."""
 
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 
 import msgspec
 
 from sandpoint.engine import overlay as overlays
-from sandpoint.engine import squashfs, tools, transfer
+from sandpoint.engine import tools, transfer
 from sandpoint.engine.apply import Holders, staging_list
 from sandpoint.engine.attributes import adjust
 from sandpoint.engine.beside import beside
 from sandpoint.engine.capture import Place, opened_place
-from sandpoint.engine.contents import differing
+from sandpoint.engine.chain import Chain
+from sandpoint.engine.contents import always, differing
+from sandpoint.engine.copies import make_node
 from sandpoint.engine.directory import create_directory, remove_directories
 from sandpoint.engine.ignore import GitError, Rules, git_ignored
 from sandpoint.engine.inplace import Compared, carry_out, refuse_conflicts
-from sandpoint.engine.layers import opened_layer
 from sandpoint.engine.manifest import ACL_PREFIX, Entry, Header, Manifest, display, has_acl, read_header
 from sandpoint.engine.plan import Comparison, ancestors, make_plan, select, without
 from sandpoint.engine.state import State
-from sandpoint.engine.tools import Monitor
+from sandpoint.engine.tools import Check, Monitor
 from sandpoint.engine.walk import UnreadableError, walk_tree
 from sandpoint.errors import BackupRestoreError, InvalidBackupConfigError
 from sandpoint.models import Applied, ApplyRequest, Changes, CompareRequest
@@ -41,11 +44,8 @@ def compare(request: CompareRequest, state: State, monitor: Monitor) -> Changes:
         wanted = _wanted(target, _named(request, target))
         return Changes(added=tuple(sorted(display(path) for path in wanted.entries if path)))
     with opened_place(state, request.dir) as place, state.working() as work, _explained(request):
-
-        def layer() -> str:
-            return transfer.fetch(request.layers[0], state, monitor.check, reread=False)
-
-        return _compare(request, target, place, layer, state, work, monitor).plan.changes()
+        chain = Chain(lambda: _fetch(request, state, monitor.check), target, work, monitor.check)
+        return _compare(request, target, place, chain, monitor).plan.changes()
 
 
 def restore(request: ApplyRequest, state: State, kind: overlays.Kind | None, monitor: Monitor) -> Applied:
@@ -92,7 +92,11 @@ def _explained(request: CompareRequest) -> Iterator[None]:
 
 
 def _read_manifest(request: CompareRequest) -> Manifest:
-    return Manifest.from_bytes(transfer.fetch_bytes(request.manifest))
+    return Manifest.from_chain([transfer.fetch_bytes(source) for source in request.manifests])
+
+
+def _fetch(request: CompareRequest, state: State, check: Check, *, reread: bool = False) -> list[str]:
+    return [transfer.fetch(source, state, check, reread=reread) for source in request.layers]
 
 
 def compare_backups(older: CompareRequest, newer: CompareRequest, state: State, monitor: Monitor) -> Changes:
@@ -115,14 +119,11 @@ def compare_backups(older: CompareRequest, newer: CompareRequest, state: State, 
     with state.working() as work, _explained(older):
 
         def differ(doubtful: list[Entry]) -> set[bytes]:
-            paths = [entry.path for entry in doubtful]
             first, second = (
-                transfer.fetch(request.layers[0], state, monitor.check, reread=False) for request in (older, newer)
+                Chain(partial(_fetch, request, state, monitor.check), manifest, work, monitor.check)
+                for request, manifest in ((older, before), (newer, after))
             )
-            with (
-                opened_layer(first, paths, work, monitor.check) as old,
-                opened_layer(second, paths, work, monitor.check) as new,
-            ):
+            with first.opened(doubtful) as old, second.opened(doubtful) as new:
                 return differing(old, new, doubtful, monitor.check)
 
         comparison = Comparison(owners=True)
@@ -136,9 +137,7 @@ def _compare(
     request: CompareRequest,
     backup: Manifest,
     place: Place,
-    layer: Callable[[], str],
-    state: State,
-    work: str,
+    chain: Chain,
     monitor: Monitor,
 ) -> Compared:
     present = _walk_present(request, backup, place, monitor)
@@ -148,12 +147,11 @@ def _compare(
     target = without(_wanted(backup, request, present), mounts)
     chosen = without(_selected(present, request), mounts)
     untouchable = frozenset(mounts) | _leading(request, chosen, target)
-    comparison = Comparison(coarse_times=bool(overlays.own_overlays(state, place.path)))
+    comparison = Comparison(coarse_times=place.is_overlay)
 
     def differ(entries: list[Entry]) -> set[bytes]:
-        paths = [entry.path for entry in entries]
-        with opened_layer(layer(), paths, work, monitor.check) as fd:
-            return differing(place.fd, fd, entries, monitor.check)
+        with chain.opened(entries) as layers:
+            return differing(always(place.fd), layers, entries, monitor.check)
 
     plan = make_plan(chosen, target, differ=differ, comparison=comparison, untouchable=untouchable)
     return Compared(plan, chosen, target, comparison, untouchable, mounts)
@@ -221,21 +219,20 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
     with ExitStack() as stack:
         work = stack.enter_context(state.working())
         # The layer is read again beside the comparison.
-        layer = stack.enter_context(
-            beside(lambda stop: transfer.fetch(request.layers[0], state, stop, reread=True), monitor.check)
-        )
+        layers = stack.enter_context(beside(lambda stop: _fetch(request, state, stop, reread=True), monitor.check))
         if not request.paths and overlays.own_overlays(state, request.dir):
-            layer()  # a damaged one is found before an overlay is taken down
+            layers()  # a damaged one is found before an overlay is taken down
             stack.enter_context(overlays.set_aside(state, request.dir, monitor.check))
         place = stack.enter_context(opened_place(state, request.dir))
-        compared = _compare(request, backup, place, layer, state, work, monitor)
+        chain = Chain(layers, backup, work, monitor.check)
+        compared = _compare(request, backup, place, chain, monitor)
         refuse_conflicts(compared)
-        layer()
+        layers()
 
         def fill(tree: str) -> None:
-            wanted = staging_list(compared.plan, whole=not request.paths)
-            monitor.progress("extracting", 0, len(wanted))
-            squashfs.extract(layer(), tree, wanted, scratch=work, check=monitor.check)
+            brought = [*compared.plan.added, *compared.plan.replaced]
+            monitor.progress("extracting", 0, len(brought))
+            chain.extract(tree, brought, units=staging_list(compared.plan, whole=not request.paths))
 
         kept = carry_out(compared, place, fill, work, monitor)
         return Applied(
@@ -255,14 +252,14 @@ def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | 
     if kind is None:
         _, reason = overlays.available_kind(state, in_turn=True)
         raise BackupRestoreError(f"this machine cannot mount overlays ({reason}); use mode 'copy'")
-    header = read_header(transfer.fetch_bytes(request.manifest))
-    layer = transfer.fetch(request.layers[0], state, monitor.check, reread=False)
+    header = read_header(transfer.fetch_bytes(request.manifests[-1]))
+    layers = _fetch(request, state, monitor.check)
     monitor.progress("mounting", 0)
     overlays.restore_overlay(
         state,
         directory=request.dir,
         backup_id=request.backup_id,
-        layer=layer,
+        layers=layers,
         kind=kind,
         dress=lambda fd: _dress(fd, header, acls=kind == "kernel"),
         check=monitor.check,
@@ -287,6 +284,10 @@ def _dress(root: int, header: Header, *, acls: bool) -> None:
                 holder, name = holders.of(entry.path)
                 with suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=holder)
+            elif stat.S_ISSOCK(entry.mode):
+                holder, name = holders.of(entry.path)
+                with suppress(FileExistsError):
+                    make_node(entry, holder, name)
         for entry in reversed(ordered):
             if not acls and entry.path and entry.path not in header.mounts:
                 continue  # whatever is set brings it into the upper layer, and moves its directory's mtime

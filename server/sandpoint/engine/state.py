@@ -4,10 +4,12 @@ turns/            the queue of operations
 work/{uuid}/      what one operation needs while it runs; what a dead one left is cleared by the next
 overlays/{uuid}/  the upper layer and the record of each overlay mount
 checked/{sha256}  the stamp of a file whose digest was seen to be this one
+captures/{key}    the id of the last backup that was taken of a directory
 sandbox-id        names this machine's trees in the metadata of backups
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -39,6 +41,7 @@ class State:
         self.work = os.path.join(path, "work")
         self.overlays = os.path.join(path, "overlays")
         self.checked = os.path.join(path, "checked")
+        self._captures = os.path.join(path, "captures")
 
     def prepare(self) -> None:
         """Make the directory.
@@ -47,7 +50,7 @@ class State:
             SandboxUnavailableError: It cannot be made or written.
         """
         try:
-            for folder in (self.path, self.work, self.overlays, self.checked):
+            for folder in (self.path, self.work, self.overlays, self.checked, self._captures):
                 os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as error:
             raise self._unusable(error) from None
@@ -66,6 +69,26 @@ class State:
             write_new(path, f"local:{uuid.uuid4().hex[:12]}\n".encode())
         with open(path) as file:
             return file.read().strip()
+
+    def last_capture(self, directory: str) -> str | None:
+        """Return the id of the last backup that was taken of a directory here."""
+        try:
+            with open(self._capture_note(directory)) as file:
+                return file.read()
+        except OSError:
+            return None
+
+    def note_capture(self, directory: str, backup_id: str) -> None:
+        """Note a backup as the last one of a directory: without the note the next one is a full one."""
+        self.prepare()
+        path = self._capture_note(directory)
+        with suppress(OSError):
+            with open(f"{path}.partial", "w") as file:
+                file.write(backup_id)
+            os.rename(f"{path}.partial", path)
+
+    def _capture_note(self, directory: str) -> str:
+        return os.path.join(self._captures, hashlib.sha256(os.fsencode(directory)).hexdigest())
 
     def draw_ticket(self) -> Ticket:
         """Join the queue of operations."""

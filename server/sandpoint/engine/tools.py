@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import IO, Protocol
 
 PACKAGES = {
@@ -88,6 +88,7 @@ class Tool:
         cwd: str | None = None,
         ok: Sequence[int] = (0,),
         outlives_us: bool = False,
+        fed: bool = False,
     ) -> None:
         """Start it.
 
@@ -96,6 +97,7 @@ class Tool:
             cwd: Where it runs; `/proc/self/fd/N` for an open directory.
             ok: Exit statuses that are no error.
             outlives_us: Whether it goes on in the background after it has ended.
+            fed: Whether its input is written by `feed`.
 
         Raises:
             ToolMissingError: It is not on PATH.
@@ -113,12 +115,18 @@ class Tool:
                 [*guard, program, *argv[1:]],
                 cwd=cwd,
                 env=ENVIRONMENT,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
                 stdout=self._out,
                 stderr=self._err,
                 process_group=0,  # a terminal's Ctrl-C is ours to handle
             )
             self._files = files.pop_all()
+
+    def feed(self, content: bytes | memoryview) -> None:
+        """Write a piece of its input. One that has ended takes no more: `finish` says why it did."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(content)
 
     def finish(self, check: Check) -> tuple[bytes, bytes]:
         """Wait for the end, and return what it wrote to stdout and stderr.
@@ -128,6 +136,7 @@ class Tool:
             BaseException: Whatever `check` raises; the program is killed first.
         """
         try:
+            self._close_input()
             self._wait(check)
         except BaseException:
             self.kill()
@@ -150,9 +159,15 @@ class Tool:
             os.close(pidfd)
         self._process.wait()
 
+    def _close_input(self) -> None:
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+
     def kill(self) -> None:
         """End it at once, whatever it does."""
         self._process.kill()
+        self._close_input()
         self._process.wait()
         self._close()
 

@@ -3,19 +3,21 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 import msgspec
 
 from sandpoint.engine import linux
 from sandpoint.engine.apply import Holders
-from sandpoint.engine.contents import differing
+from sandpoint.engine.contents import always, differing
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.ignore import Rules
-from sandpoint.engine.manifest import Entry, Header, Manifest, make_manifest
-from sandpoint.engine.plan import Comparison, Plan, make_plan
+from sandpoint.engine.manifest import Entry, Header, Manifest, make_manifest, parent
+from sandpoint.engine.plan import Comparison, Plan, is_at_or_below, make_plan
 from sandpoint.engine.tools import Check
-from sandpoint.engine.walk import entry_of, walk_tree
+from sandpoint.engine.walk import beyond_squashfs, entry_of, walk_tree
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -24,7 +26,16 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _MARKS = ("trusted.overlay.", "user.overlay.")
 
 
-def changed_since(before: int, now: int, upper: int, check: Check) -> Plan:
+@dataclass(frozen=True)
+class Changed:
+    """What an overlay's upper layer changed: the steps, and the entries that they are about, as they were and are."""
+
+    plan: Plan
+    before: Manifest
+    now: Manifest
+
+
+def changed_since(before: int, now: int, upper: int, check: Check, *, rules: Rules | None = None) -> Changed:
     """Return the steps that led from what an overlay hides to what it shows.
 
     Args:
@@ -32,32 +43,99 @@ def changed_since(before: int, now: int, upper: int, check: Check) -> Plan:
         now: A descriptor of the directory as the overlay shows it.
         upper: A descriptor of the upper layer. Nobody else may write to it.
         check: May raise to stop.
+        rules: What is left out.
 
     Raises:
         UnreadableError: An entry may not be read.
         OSError: The filesystem failed.
     """
+    rules = rules or Rules()
     source: dict[bytes, Entry] = {}
     target: dict[bytes, Entry] = {}
-    for path, whole in _candidates(upper):
+    excluded: list[bytes] = []
+    for path, whole in _candidates(upper, rules, excluded):
         check()
         for root, entries in ((before, source), (now, target)):
-            entries.update((entry.path, entry) for entry in _entries(root, path, whole=whole))
+            entries.update((entry.path, entry) for entry in _entries(root, path, rules, excluded, whole=whole))
+    _link(target, upper)
 
     def differ(doubtful: list[Entry]) -> set[bytes]:
-        return differing(before, now, doubtful, check)
+        return differing(always(before), always(now), doubtful, check)
 
-    return make_plan(_part(source), _part(target), differ=differ, comparison=Comparison())
+    header = Header(started_ns=0, stamps=False, excluded=tuple(sorted(set(excluded))))
+    was, is_now = make_manifest(header, source.values()), make_manifest(header, target.values())
+    return Changed(make_plan(was, is_now, differ=differ, comparison=Comparison()), was, is_now)
 
 
-def _part(entries: dict[bytes, Entry]) -> Manifest:
-    # Hard links end where one of them is written to; among what was not, nothing changed.
+def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes], before: int) -> Manifest:
+    """Return the manifest of a delta that holds what changed, from the header of its parent.
+
+    Args:
+        header: The parent's, with the time and the stamps of this capture.
+        changed: What changed.
+        brought: Paths that are in the delta's layer.
+        before: A descriptor of the directory as it was: for hard links that lost one of them.
+    """
+    plan = changed.plan
+    steps = (*plan.added, *plan.replaced, *plan.touched, *plan.restamped)
+    entries = {entry.path: changed.now.entries[entry.path] for entry in steps}
+    entries |= {path: changed.now.entries[path] for path in brought}
+    removed = tuple(entry.path for entry in plan.removed)
+    gone = frozenset(removed) | entries.keys()
+    groups = [tuple(path for path in group if path not in gone) for group in header.hardlinks]
+    for group, left in zip(header.hardlinks, groups, strict=True):
+        if left and len(left) < len(group):
+            entries |= {entry.path: entry for entry in _relinked(left, before)}
+    beyond = {entry.path: entry for entry in header.beyond_squashfs if entry.path not in gone}
+    beyond |= {entry.path: entry for entry in beyond_squashfs(entries.values(), frozenset(header.mounts), delta=True)}
     return make_manifest(
-        Header(started_ns=0, stamps=False), (msgspec.structs.replace(entry, hardlink=b"") for entry in entries.values())
+        msgspec.structs.replace(
+            header,
+            excluded=tuple(sorted({*header.excluded, *changed.now.header.excluded})),
+            beyond_squashfs=tuple(beyond[path] for path in sorted(beyond)),
+            linked_outside=(),
+            hardlinks=tuple(
+                sorted((*(left for left in groups if len(left) > 1), *map(tuple, changed.now.hardlink_groups.values())))
+            ),
+            is_delta=True,
+            removed=removed,
+            kept=tuple(sorted(path for path in entries if path not in brought)),
+        ),
+        entries.values(),
     )
 
 
-def _candidates(upper: int) -> Iterator[tuple[bytes, bool]]:
+def _relinked(paths: Sequence[bytes], before: int) -> Iterator[Entry]:
+    """Yield the entries of hard links that are left, linked with the first of them."""
+    first, *others = paths
+    holders = Holders(before)
+    try:
+        entry = entry_of(first, *holders.of(first))
+    finally:
+        holders.close()
+    yield entry
+    for other in others:
+        yield msgspec.structs.replace(entry, path=other, hardlink=first)
+
+
+def _link(entries: dict[bytes, Entry], upper: int) -> None:
+    """Note hard links among entries. What is written to through one of several links is parted from the others."""
+    groups: dict[int, list[bytes]] = {}
+    for path, entry in entries.items():
+        if not entry.is_dir:
+            with suppress(OSError):  # it is not in the upper layer itself, but below a directory that was renamed
+                status = os.stat(path, dir_fd=upper, follow_symlinks=False)
+                if entry.hardlink:
+                    entries[path] = msgspec.structs.replace(entry, hardlink=b"")
+                if status.st_nlink > 1:
+                    groups.setdefault(status.st_ino, []).append(path)
+    for paths in groups.values():
+        first, *others = sorted(paths)
+        for other in others:
+            entries[other] = msgspec.structs.replace(entries[other], hardlink=first)
+
+
+def _candidates(upper: int, rules: Rules, excluded: list[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Yield each path that may have changed, and whether with all that lies below it."""
     yield b"", False
     pending = [b""]
@@ -69,6 +147,9 @@ def _candidates(upper: int) -> Iterator[tuple[bytes, bool]]:
                 path = above + b"/" + os.fsencode(name) if above else os.fsencode(name)
                 mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
                 merged = stat.S_ISDIR(mode) and not _is_marked(fd, name)
+                if rules.excludes(path, is_dir=stat.S_ISDIR(mode)):
+                    excluded.append(path)
+                    continue
                 yield path, not merged
                 if merged:
                     pending.append(path)
@@ -85,7 +166,7 @@ def _is_marked(fd: int, name: str) -> bool:
     )
 
 
-def _entries(root: int, path: bytes, *, whole: bool) -> Iterator[Entry]:
+def _entries(root: int, path: bytes, rules: Rules, excluded: list[bytes], *, whole: bool) -> Iterator[Entry]:
     holders = Holders(root)
     try:
         holder, name = holders.of(path)
@@ -104,6 +185,14 @@ def _entries(root: int, path: bytes, *, whole: bool) -> Iterator[Entry]:
         below = walk_tree(fd, Rules(), started_ns=0, stamps=False).entries
     finally:
         os.close(fd)
+    left_out: set[bytes] = set()
     for inner, each in below.items():
-        if inner:
-            yield msgspec.structs.replace(each, path=path + b"/" + inner)
+        full = path + b"/" + inner
+        if inner and is_at_or_below(parent(full), frozenset(left_out)):
+            continue
+        if inner and rules.excludes(full, is_dir=each.is_dir):
+            left_out.add(full)
+        elif inner:
+            link = path + b"/" + each.hardlink if each.hardlink else b""
+            yield msgspec.structs.replace(each, path=full, hardlink=link)
+    excluded += left_out

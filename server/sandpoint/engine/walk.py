@@ -282,6 +282,7 @@ def walk_tree(
         mounts=tuple(sorted(walk.mounts)),
         beyond_squashfs=beyond_squashfs(walk.entries, frozenset(walk.mounts)),
         linked_outside=_linked_outside(walk),
+        hardlinks=tuple(sorted(tuple(sorted(set(paths))) for paths in walk.links.values() if len(set(paths)) > 1)),
     )
     manifest = make_manifest(header, walk.entries)
     _note_hardlinks(walk, manifest.entries)
@@ -294,9 +295,13 @@ def _linked_outside(walk: _Walk) -> tuple[bytes, ...]:
     )
 
 
-def beyond_squashfs(entries: Iterable[Entry], mounts: frozenset[bytes]) -> tuple[Entry, ...]:
-    """Return the entries that a mounted layer does not show as they were."""
-    return tuple(entry for entry in entries if not entry.path or has_acl(entry.xattrs) or entry.path in mounts)
+def beyond_squashfs(entries: Iterable[Entry], mounts: frozenset[bytes], *, delta: bool = False) -> tuple[Entry, ...]:
+    """Return the entries that a mounted layer does not show as they were; that of a delta shows no sockets."""
+    return tuple(
+        entry
+        for entry in entries
+        if not entry.path or has_acl(entry.xattrs) or entry.path in mounts or (delta and stat.S_ISSOCK(entry.mode))
+    )
 
 
 def moved_since(root: int, manifest: Manifest) -> list[Entry]:

@@ -23,6 +23,13 @@ class OverlayState(Strict):
     backup_id: BackupId
 
 
+class LastCapture(Strict):
+    """A backup that a delta is best built on; `is_shown` where an overlay of ours shows it."""
+
+    backup_id: str
+    is_shown: bool
+
+
 class Sandbox(Protocol):
     """A place with trees in it. All but `turn` and `capabilities` are called during a turn."""
 
@@ -44,6 +51,14 @@ class Sandbox(Protocol):
 
     async def capture(self, request: CaptureRequest, report: Report) -> Captured:
         """Walk, build a layer, send it through the grant; on failure nothing is left."""
+        ...
+
+    async def last_capture(self, dir: str) -> LastCapture | None:
+        """Return the backup that a delta of a directory would best be built on: it may be gone by now."""
+        ...
+
+    async def note_capture(self, dir: str, backup_id: str) -> None:
+        """Take note that a backup of a directory is there."""
         ...
 
     async def compare(self, request: CompareRequest, report: Report) -> Changes:

@@ -28,7 +28,7 @@ from sandpoint.models import (
     Progress,
     Report,
 )
-from sandpoint.sandboxes.base import OverlayState
+from sandpoint.sandboxes.base import LastCapture, OverlayState
 
 Result = TypeVar("Result")
 
@@ -108,6 +108,18 @@ class LocalSandbox:
     async def capture(self, request: CaptureRequest, report: Report) -> Captured:
         """Capture a directory; see `sandpoint.engine.capture.capture`."""
         return await self._run(lambda monitor: capture_engine.capture(request, self._state, monitor), report)
+
+    async def last_capture(self, dir: str) -> LastCapture | None:
+        """Return the backup that an overlay on a directory shows, else the last one taken of it."""
+        overlay = self._find_overlay(dir)
+        if overlay is not None:
+            return LastCapture(backup_id=overlay.record.backup_id, is_shown=True)
+        noted = self._state.last_capture(dir)
+        return None if noted is None else LastCapture(backup_id=noted, is_shown=False)
+
+    async def note_capture(self, dir: str, backup_id: str) -> None:
+        """Note in the state directory that a backup of a directory is there."""
+        self._state.note_capture(dir, backup_id)
 
     async def compare(self, request: CompareRequest, report: Report) -> Changes:
         """Compare a directory with a backup; see `sandpoint.engine.restore.compare`."""

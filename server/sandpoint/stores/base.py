@@ -1,6 +1,6 @@
 """What every store can do."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -82,8 +82,16 @@ class Store(Protocol):
         """See that backups can be written, making the store if it is not there."""
         ...
 
-    async def begin(self, backup_id: str) -> Upload:
-        """Grant leave to write a new backup's files. End with `commit` or `abandon`."""
+    async def begin(self, backup_id: str, needs: Collection[StoredLayer] = ()) -> Upload:
+        """Grant leave to write a new backup's files. End with `commit` or `abandon`.
+
+        Args:
+            backup_id: The new one.
+            needs: Files of other backups that it will name: they are kept until the end.
+
+        Raises:
+            BackupIntegrityError: One of those is gone.
+        """
         ...
 
     async def commit(self, metadata: BackupMetadata) -> None:

@@ -9,7 +9,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import unquote, urlsplit
 
@@ -96,11 +96,11 @@ class LocalStore:
             with self._locked():
                 os.utime(self._incoming)
 
-    async def begin(self, backup_id: str) -> Upload:
-        """Make the backup's folder, and clear away what dead writers left."""
-        return await anyio.to_thread.run_sync(self._begin, backup_id)
+    async def begin(self, backup_id: str, needs: Collection[StoredLayer] = ()) -> Upload:
+        """Make the backup's folder, note what it needs, and clear away what dead writers left."""
+        return await anyio.to_thread.run_sync(self._begin, backup_id, needs)
 
-    def _begin(self, backup_id: str) -> Upload:
+    def _begin(self, backup_id: str, needs: Collection[StoredLayer]) -> Upload:
         self._check()
         with self._available():
             with self._locked():
@@ -112,7 +112,10 @@ class LocalStore:
                     0o600,
                 )
                 fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Under the lock: `reclaim` either sees what is needed, or was done before and is seen here.
+                os.write(marker, "\n".join(stored.key for stored in needs).encode())
             self._writing[backup_id] = marker
+            self._check_there(backup_id, needs)
             os.mkdir(self._folder(backup_id), 0o700)
             sync_directory(self._backups)
         layer_key, manifest_key = key_of(backup_id, LAYER_NAME), key_of(backup_id, MANIFEST_NAME)
@@ -122,6 +125,16 @@ class LocalStore:
             layer_key=layer_key,
             manifest_key=manifest_key,
         )
+
+    def _check_there(self, backup_id: str, needs: Collection[StoredLayer]) -> None:
+        for stored in needs:
+            try:
+                found = os.stat(os.path.join(self._path, stored.key)).st_size
+            except FileNotFoundError:
+                found = -1
+            if found != stored.size:
+                self._finish(backup_id)
+                raise BackupIntegrityError(f"{stored.key} is {'missing' if found < 0 else 'truncated'} in the store")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -289,7 +302,7 @@ class LocalStore:
                 for backup_id in self._ids()
                 if backup_id not in writing and not os.path.exists(os.path.join(self._folder(backup_id), METADATA_NAME))
             ]
-            needed = self._named_keys() if hidden else set()
+            needed = self._named_keys() | self._awaited_keys(writing) if hidden else set()
             freed = [self._remove_unneeded(backup_id, needed) for backup_id in hidden]
             return [backup_id for backup_id, size in zip(hidden, freed, strict=True) if size >= 0], sum(
                 size for size in freed if size > 0
@@ -297,7 +310,15 @@ class LocalStore:
         return [], 0
 
     def _named_keys(self) -> set[str]:
-        return {stored.key for metadata in self._read_strictly() for stored in (metadata.manifest, *metadata.layers)}
+        return {stored.key for metadata in self._read_strictly() for stored in (*metadata.manifests, *metadata.layers)}
+
+    def _awaited_keys(self, writing: Iterable[str]) -> set[str]:
+        """Return what backups that are being written will name."""
+        keys: set[str] = set()
+        for backup_id in writing:
+            with suppress(FileNotFoundError), open(os.path.join(self._incoming, backup_id)) as marker:
+                keys.update(marker.read().split("\n"))
+        return keys
 
     def _read_strictly(self) -> list[BackupMetadata]:
         # A backup whose metadata cannot be read may need any layer: nothing is reclaimed until it is dealt with.

@@ -15,7 +15,7 @@ import pytest
 from helpers.engine import Stopped, look, never, opened, walk, without_inodes
 from sandpoint.engine import linux
 from sandpoint.engine.apply import Holders, apply_plan, prepare_staged, staging_list
-from sandpoint.engine.contents import differing
+from sandpoint.engine.contents import always, differing
 from sandpoint.engine.ignore import Rules
 from sandpoint.engine.manifest import Entry, Manifest
 from sandpoint.engine.plan import Comparison, Plan, make_plan
@@ -125,7 +125,7 @@ def make_stage(base: Path, present: Callable[[Path], None], target: Callable[[Pa
     with opened(base / "root") as first, opened(base / "wanted") as second:
 
         def differ(doubtful: list[Entry]) -> set[bytes]:
-            return differing(first, second, doubtful, never)
+            return differing(always(first), always(second), doubtful, never)
 
         plan = make_plan(source, wanted, differ=differ, comparison=COMPARISON)
     stage = Stage(base / "root", base / "wanted", base / "staged", base / "trash", source, wanted, plan)

@@ -19,7 +19,7 @@ def make_state(folder: Path) -> State:
 
 def make_overlay(state: State, name: str) -> Overlay:
     return Overlay.create(
-        state, Record(name, "/nowhere/at/all", "0192f0c1-2a3b-7c4d-8e5f-60718293a4b5", "kernel", "", 0)
+        state, Record(name, "/nowhere/at/all", "0192f0c1-2a3b-7c4d-8e5f-60718293a4b5", "kernel", (), 0)
     )
 
 

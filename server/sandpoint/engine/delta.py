@@ -1,0 +1,185 @@
+"""Delta layers: what changed since a parent, as a squashfs whose deletions are overlay whiteouts.
+
+It is built from a tar stream: milliseconds for some files, where mksquashfs would look at the whole tree. (For a whole
+tree a stream takes minutes.)
+"""
+
+import errno
+import os
+import stat
+import tarfile
+from collections.abc import Iterable, Iterator
+
+from sandpoint.engine import linux, tools
+from sandpoint.engine.directory import INSIDE
+from sandpoint.engine.manifest import Entry, Manifest
+from sandpoint.engine.plan import Plan, ancestors
+from sandpoint.engine.squashfs import build_options
+from sandpoint.engine.tools import Check
+from sandpoint.models import Compression
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+_BLOCK = 1 << 20
+_RECORD = 512
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_SECOND = 1_000_000_000
+_TYPES = {
+    stat.S_IFREG: tarfile.REGTYPE,
+    stat.S_IFDIR: tarfile.DIRTYPE,
+    stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE,
+    stat.S_IFCHR: tarfile.CHRTYPE,
+    stat.S_IFBLK: tarfile.BLKTYPE,
+}
+"""A socket has no type in a tar file: the manifest alone knows of it."""
+
+
+class Delta:
+    """What goes into a delta layer."""
+
+    def __init__(self, plan: Plan, present: Manifest) -> None:
+        """Choose it.
+
+        Args:
+            plan: The steps from the parent to the present tree.
+            present: The present tree.
+        """
+        groups = present.hardlink_groups
+        changed = {entry.path for entry in (*plan.added, *plan.replaced, *plan.touched, *plan.restamped)}
+        linked = {first for path in changed if (first := present.entries[path].hardlink or path) in groups}
+        # The members of a group come together, so that the layer can link them.
+        changed.update(path for first in linked for path in groups[first])
+        self.brought = frozenset(changed)
+        """Paths whose contents and attributes are in the layer."""
+        leading = {above for path in (*changed, *(entry.path for entry in plan.removed)) for above in ancestors(path)}
+        paths = {path for path in (*changed, *leading) if path and path in present.entries}
+        self.entries = [present.entries[path] for path in sorted(paths)]
+        self.whiteouts = sorted(_whiteouts(plan, present))
+
+    @property
+    def bytes(self) -> int:
+        """The size of the files in it."""
+        return sum(entry.size for entry in self.entries if not entry.hardlink)
+
+
+def _whiteouts(plan: Plan, present: Manifest) -> Iterator[bytes]:
+    """Yield the topmost paths that are gone. What lay in a directory that is something else now is hidden by that."""
+    for entry in plan.removed:
+        above = present.entries.get(entry.path.rpartition(b"/")[0])
+        if above is not None and above.is_dir:
+            yield entry.path
+
+
+def build(
+    delta: Delta, *, root: int, out: str, compression: Compression, stamps: bool, check: Check
+) -> dict[bytes, int]:
+    """Write a delta layer.
+
+    Args:
+        delta: What goes into it.
+        root: A descriptor of the directory.
+        out: The file to write; it must not exist.
+        compression: How blocks are compressed.
+        stamps: Whether stamps shall prove later that a file was not written to: mapped pages are written out first.
+        check: May raise to stop.
+
+    Returns:
+        The size of each file that was written to meanwhile, as it is in the layer.
+
+    Raises:
+        ToolMissingError, ToolFailedError: mksquashfs is missing or failed, for want of space for example.
+        OSError: A file cannot be read.
+    """
+    tool = tools.Tool(
+        ["mksquashfs", "-", out, "-tar", "-noappend", "-no-progress", "-quiet", *build_options(compression)], fed=True
+    )
+    moved: dict[bytes, int] = {}
+    try:
+        for entry in delta.entries:
+            check()
+            _feed(tool, entry, root, stamps, moved)
+        for path in delta.whiteouts:
+            tool.feed(_header(path, tarfile.CHRTYPE))
+        tool.feed(bytes(2 * _RECORD))
+    except BaseException:
+        tool.kill()
+        raise
+    tool.finish(check)
+    return moved
+
+
+def _feed(tool: tools.Tool, entry: Entry, root: int, stamps: bool, moved: dict[bytes, int]) -> None:
+    if entry.hardlink and entry.kind in _TYPES:
+        tool.feed(_entry_header(entry, tarfile.LNKTYPE, target=entry.hardlink))
+    elif entry.is_file:
+        _feed_file(tool, entry, root, stamps, moved)
+    elif entry.kind in _TYPES:
+        tool.feed(_entry_header(entry, _TYPES[entry.kind], target=entry.target))
+
+
+def _feed_file(tool: tools.Tool, entry: Entry, root: int, stamps: bool, moved: dict[bytes, int]) -> None:
+    try:
+        fd = linux.openat2(entry.path, _OPEN, dir_fd=root, resolve=INSIDE)
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        tool.feed(_entry_header(entry, tarfile.REGTYPE, size=0))
+        moved[entry.path] = 0
+        return
+    try:
+        status = os.fstat(fd)
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        if stamps and size:
+            linux.write_out(fd)
+        tool.feed(_entry_header(entry, tarfile.REGTYPE, size=size))
+        _feed_content(tool, fd, size)
+        if not stat.S_ISREG(status.st_mode) or not _is_as(os.fstat(fd), entry):
+            moved[entry.path] = size
+    finally:
+        os.close(fd)
+
+
+def _is_as(status: os.stat_result, entry: Entry) -> bool:
+    return (status.st_ctime_ns, status.st_size, status.st_ino) == (entry.ctime_ns, entry.size, entry.ino)
+
+
+def _feed_content(tool: tools.Tool, fd: int, size: int) -> None:
+    left = size
+    while left:
+        block = os.read(fd, min(left, _BLOCK))
+        if not block:  # it became shorter: the header has been sent
+            block = bytes(min(left, _BLOCK))
+        tool.feed(block)
+        left -= len(block)
+    tool.feed(bytes(-size % _RECORD))
+
+
+def _entry_header(entry: Entry, kind: bytes, *, target: bytes = b"", size: int = 0) -> bytes:
+    return _header(
+        entry.path,
+        kind,
+        target=target,
+        size=size,
+        mode=stat.S_IMODE(entry.mode),
+        uid=entry.uid,
+        gid=entry.gid,
+        mtime=entry.mtime_ns // _SECOND % 2**32,  # squashfs counts seconds in 32 bits
+        devmajor=os.major(entry.rdev),
+        devminor=os.minor(entry.rdev),
+        pax_headers=dict(_xattrs(entry)) if kind != tarfile.LNKTYPE else {},
+    )
+
+
+def _xattrs(entry: Entry) -> Iterable[tuple[str, str]]:
+    for name, value in (entry.xattrs or {}).items():
+        if name.startswith((b"user.", b"security.", b"trusted.")):  # squashfs keeps no others
+            yield f"SCHILY.xattr.{os.fsdecode(name)}", os.fsdecode(value)
+
+
+def _header(path: bytes, kind: bytes, *, target: bytes = b"", **fields: object) -> bytes:
+    header = tarfile.TarInfo(os.fsdecode(path))
+    header.type = kind
+    header.linkname = os.fsdecode(target)
+    for name, value in fields.items():
+        setattr(header, name, value)
+    return header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
