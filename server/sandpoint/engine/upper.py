@@ -62,27 +62,37 @@ def _candidates(upper: int) -> Iterator[tuple[bytes, bool]]:
     yield b"", False
     pending = [b""]
     while pending:
-        above = pending.pop()
+        for path, is_merged in _listed(upper, pending.pop()):
+            yield path, not is_merged
+            if is_merged:
+                pending.append(path)
+
+
+def _listed(upper: int, above: bytes) -> list[tuple[bytes, bool]]:
+    """Return what a directory of the layer holds, each with whether it is one that shows lower files too."""
+    try:
         fd = linux.openat2(above or b".", _OPEN, dir_fd=upper, resolve=INSIDE)
-        try:
-            for name in os.listdir(fd):
-                path = above + b"/" + os.fsencode(name) if above else os.fsencode(name)
-                mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
-                merged = stat.S_ISDIR(mode) and not _is_marked(fd, name)
-                yield path, not merged
-                if merged:
-                    pending.append(path)
-        finally:
-            os.close(fd)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return []  # a process that still writes there took it away
+    try:
+        prefix = above + b"/" if above else b""
+        return [(prefix + os.fsencode(name), _is_merged(fd, name)) for name in os.listdir(fd)]
+    finally:
+        os.close(fd)
 
 
-def _is_marked(fd: int, name: str) -> bool:
-    """Whether a directory hides what lies below it, or shows another one."""
+def _is_merged(fd: int, name: str) -> bool:
+    """Whether an entry is a directory that neither hides what lies below it nor shows another one."""
+    try:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            return False
+        marks = os.listxattr(f"/proc/self/fd/{fd}/{name}", follow_symlinks=False)
+    except FileNotFoundError:
+        return False
     # `origin` and `impure` are notes of where files came from, and say nothing of what is shown.
-    return any(
-        mark.startswith(_MARKS) and mark.endswith((".opaque", ".redirect"))
-        for mark in os.listxattr(f"/proc/self/fd/{fd}/{name}", follow_symlinks=False)
-    )
+    return not any(mark.startswith(_MARKS) and mark.endswith((".opaque", ".redirect")) for mark in marks)
 
 
 def _entries(root: int, path: bytes, *, whole: bool) -> Iterator[Entry]:
@@ -90,6 +100,7 @@ def _entries(root: int, path: bytes, *, whole: bool) -> Iterator[Entry]:
     try:
         holder, name = holders.of(path)
         entry = entry_of(path, holder, name or b".")
+        below = _walk_below(root, path) if whole and entry.is_dir else {}
     except OSError as error:
         if error.errno not in _ABSENT:
             raise
@@ -97,13 +108,14 @@ def _entries(root: int, path: bytes, *, whole: bool) -> Iterator[Entry]:
     finally:
         holders.close()
     yield entry
-    if not (whole and entry.is_dir):
-        return
-    fd = linux.openat2(path, _OPEN, dir_fd=root, resolve=INSIDE)
-    try:
-        below = walk_tree(fd, Rules(), started_ns=0, stamps=False).entries
-    finally:
-        os.close(fd)
     for inner, each in below.items():
         if inner:
             yield msgspec.structs.replace(each, path=path + b"/" + inner)
+
+
+def _walk_below(root: int, path: bytes) -> dict[bytes, Entry]:
+    fd = linux.openat2(path, _OPEN, dir_fd=root, resolve=INSIDE)
+    try:
+        return walk_tree(fd, Rules(), started_ns=0, stamps=False).entries
+    finally:
+        os.close(fd)
