@@ -3,20 +3,21 @@
 import argparse
 import asyncio
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
+import pytest
 from rich.console import Console
 
 from benchmarks import peers, report, rows, subject
-from benchmarks.rounds import Contender, Samples, merge, take_turns
+from benchmarks.plugin import PluginBench
+from benchmarks.rounds import MORE_ROUNDS, Contender, Samples, merge, take_turns
 from benchmarks.subject import Subject
 from benchmarks.tree import DEFAULT_FILES, Tree, generate
 from benchmarks.workspace import BUILD, workspace
-
-MORE_ROUNDS = 2
-"""Rounds that the targets get beyond those of the slow contenders."""
 
 START_UPS = 3
 
@@ -24,7 +25,8 @@ START_UPS = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if not options.reuse:
-        peers.require(peers=not options.without_peers)
+        if options.only != "plugin":
+            peers.require(peers=not options.without_peers)
         report.write_json(run(options), options.json)
     result = report.read_json(options.json)
     if options.markdown:
@@ -37,21 +39,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> report.Report:
+    sizes = rows.Sizes(options.backups, options.plugin_files, options.tests)
+    samples: Samples = {}
+    versions: dict[str, str] = {}
+    bench = None
     with workspace(options.dir) as space, asyncio.Runner() as runner:
         print(f"Working on {space.kind}.")
-        bench = Bench(space.path, runner, options)
+        if options.only != "plugin":
+            bench = Bench(space.path, runner, options)
+            samples |= bench.measure()
+            versions |= peers.versions(peers=not options.without_peers)
+        if options.only != "service":
+            samples |= PluginBench(os.path.join(space.path, "plugin"), sizes, options.rounds).measure()
+            versions |= {"Python": platform.python_version(), "pytest": pytest.__version__}
         return report.build(
             filesystem=space.kind,
-            versions=peers.versions(peers=not options.without_peers),
-            tree=bench.tree,
-            compression=bench.main.settings.compression,
+            versions=versions,
+            tree=bench.tree if bench else None,
+            compression=bench.main.settings.compression if bench else None,
             rounds=options.rounds,
-            rows=rows.measure(bench.measure(), peers=not options.without_peers, backups=options.backups),
+            rows=rows.measure(samples, peers=not options.without_peers, sizes=sizes, only=options.only),
         )
 
 
 class Bench:
-    """One run in one workspace."""
+    """The service's part of one run in one workspace."""
 
     def __init__(self, path: str, runner: asyncio.Runner, options: argparse.Namespace) -> None:
         self.path = path
@@ -128,6 +140,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--files", type=int, default=DEFAULT_FILES, help="of the generated tree (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of the slow contenders (%(default)s)")
     parser.add_argument("--backups", type=int, default=10_000, help="in the store that is listed (%(default)s)")
+    parser.add_argument("--plugin-files", type=int, default=12_000, help="of the plugin's tree (%(default)s)")
+    parser.add_argument("--tests", type=int, default=1_000, help="empty ones, in a run of pytest (%(default)s)")
+    parser.add_argument("--only", choices=get_args(rows.Part), help="measure the service or the pytest plugin alone")
     parser.add_argument("--without-peers", action="store_true", help="leave out restic, borg, git and cp")
     parser.add_argument("--dir", help="work in this directory instead of on a fresh filesystem")
     parser.add_argument("--json", type=Path, default=BUILD / "bench.json", help="where the figures go (%(default)s)")

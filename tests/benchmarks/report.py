@@ -22,8 +22,8 @@ class Report(TypedDict):
     machine: dict[str, Any]
     filesystem: str
     versions: dict[str, str]
-    tree: dict[str, int]
-    compression: str
+    tree: dict[str, int] | None
+    compression: str | None
     rounds: int
     rows: list[Measured]
 
@@ -32,8 +32,8 @@ def build(
     *,
     filesystem: str,
     versions: dict[str, str],
-    tree: Tree,
-    compression: str,
+    tree: Tree | None,
+    compression: str | None,
     rounds: int,
     rows: list[Measured],
 ) -> Report:
@@ -45,7 +45,7 @@ def build(
         },
         filesystem=filesystem,
         versions=versions,
-        tree=asdict(tree),
+        tree=asdict(tree) if tree is not None else None,
         compression=compression,
         rounds=rounds,
         rows=rows,
@@ -99,14 +99,23 @@ def print_markdown(report: Report) -> None:
 
 def heading(report: Report) -> str:
     """Return what was measured, where, in a sentence or two."""
-    machine, tree = report["machine"], report["tree"]
+    machine = report["machine"]
     most = max(len(row["samples"]) for row in report["rows"])
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return (
-        f"Medians of {most} rounds ({report['rounds']} of the slow contenders), ratios round by round, "
+        f"Medians of up to {most} rounds ({report['rounds']} of the slow contenders), ratios round by round, "
         f"on {machine['cores']} cores, {machine['kernel']}, {report['filesystem']}, page cache warm. "
+        f"{_tree(report)}{versions}."
+    )
+
+
+def _tree(report: Report) -> str:
+    tree = report["tree"]
+    if tree is None:
+        return ""
+    return (
         f"The tree: {tree['files']:,} files in {tree['directories']:,} directories, "
-        f"{tree['bytes'] / 1e6:.0f} MB; squashfs with {report['compression']}. {versions}."
+        f"{tree['bytes'] / 1e6:.0f} MB; squashfs with {report['compression']}. "
     )
 
 
@@ -117,7 +126,7 @@ def _cells(row: Measured, report: Report) -> list[str]:
     ratio = ""
     if row["ratio"] is not None:
         names = {other["key"]: other for other in report["rows"]}
-        ratio = f"{row['ratio']:.2f} x {_short(names[row['against'] or ''])}"
+        ratio = f"{_times(row['ratio'])} x {_short(names[row['against'] or ''])}"
     return [_plain(row), _figure(row["median"], row["unit"]), ratio, _limit(row), verdict]
 
 
@@ -129,14 +138,23 @@ def _short(row: Measured) -> str:
     return "Sandpoint" if "Sandpoint" in row["what"] else row["key"]
 
 
+def _times(ratio: float) -> str:
+    if ratio >= 100:
+        return f"{ratio:,.0f}"
+    return f"{ratio:.3f}" if abs(ratio - 1) < 0.1 else f"{ratio:.2f}"
+
+
 def _limit(row: Measured) -> str:
     for sign, limit in (("≤", row["at_most"]), ("≥", row["at_least"])):
         if limit is not None:
-            return f"{sign} {limit:g} x" if row["against"] else f"{sign} {_figure(limit, row['unit'])}"
+            return f"{sign} {limit:,g} x" if row["against"] else f"{sign} {_figure(limit, row['unit'])}"
     return ""
 
 
 def _figure(value: float, unit: Unit) -> str:
     if unit == "bytes":
         return f"{value / 1e6:.0f} MB"
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms" if value >= 0.01 else f"{value * 1000:.1f} ms"
+    if value >= 1:
+        return f"{value:.2f} s"
+    digits = 0 if value >= 0.01 else 1 if value >= 0.001 else 2
+    return f"{value * 1000:.{digits}f} ms"

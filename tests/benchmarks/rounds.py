@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 SETTLE_S = 1.0
+MORE_ROUNDS = 2
+"""Rounds that the targets get beyond those of the slow contenders."""
 
 Samples = dict[str, list[float]]
 """Seconds (or bytes) of each round, by the key of a row."""
@@ -50,13 +52,20 @@ def _warm_up(first: Contender) -> None:
 
 
 def _time(operation: Callable[[], object]) -> float:
-    # What went before is on the disk, and the kernel has freed what it left, or that would be done at the expense of
-    # what comes now. (Without the pause, whoever follows the removal of a whole tree pays for a part of it.)
-    os.sync()
-    time.sleep(SETTLE_S)
+    settle()
     start = time.perf_counter()
     operation()
     return time.perf_counter() - start
+
+
+def settle() -> None:
+    """Wait until what went before is on the disk and the kernel has freed what it left.
+
+    Otherwise that would be done at the expense of what comes next: whoever follows the removal of a whole tree
+    would pay for a part of it.
+    """
+    os.sync()
+    time.sleep(SETTLE_S)
 
 
 def merge(*all_samples: Mapping[str, Sequence[float]]) -> Samples:

@@ -1,12 +1,29 @@
 """The rows of the table: what is measured, what it is compared with, and the limits it is held to."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, TypedDict
 
 from benchmarks.rounds import median
 
 Unit = Literal["s", "bytes"]
+Part = Literal["service", "plugin"]
+
+TIMES_LARGER = 10
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much some rows are measured on, for their names."""
+
+    backups: int
+    plugin_files: int
+    tests: int
+
+    @property
+    def larger(self) -> int:
+        """The files of the plugin's larger tree."""
+        return self.plugin_files * TIMES_LARGER
 
 
 @dataclass(frozen=True)
@@ -25,6 +42,10 @@ class Row:
     @property
     def is_target(self) -> bool:
         return self.at_most is not None or self.at_least is not None
+
+    @property
+    def part(self) -> Part:
+        return "plugin" if self.group in {_PLUGIN, _UNUSED} else "service"
 
 
 class Measured(TypedDict):
@@ -47,7 +68,11 @@ _FIRST = "first backup"
 _AGAIN = "backup again, nothing changed"
 _RESTORE = "restore"
 _REST = "listing, start-up, memory"
+_PLUGIN = "pytest plugin, tests that write 10 files"
+_UNUSED = "pytest plugin, installed and unused"
 _MEMORY_LIMIT = 250e6
+_TREE = "tree of {sizes.plugin_files:,} files"
+_LARGER = "tree of {sizes.larger:,} files"
 
 ROWS = (
     Row("mksquashfs", "raw mksquashfs, same options", _FIRST),
@@ -68,29 +93,41 @@ ROWS = (
     Row("restore_overlay", "**Sandpoint**, overlay", _RESTORE, at_most=0.1),
     Row("restore_overlay_small", "**Sandpoint**, overlay, a tenth of the tree", _RESTORE, at_most=0.1),
     Row("restore_overlay_live", "**Sandpoint**, overlay over a live one", _RESTORE),
-    Row("list", "list of the 20 newest backups of {backups:,}", _REST, at_most=0.3),
+    Row("list", "list of the 20 newest backups of {sizes.backups:,}", _REST, at_most=0.3),
     Row("start_help", "sandpoint --help, whole process", _REST, at_most=0.4),
     Row("start_list", "sandpoint list, whole process", _REST, at_most=0.4),
     Row("memory_create", "peak memory, full create", _REST, at_most=_MEMORY_LIMIT, unit="bytes"),
     Row("memory_restore", "peak memory, copy restore with undo", _REST, at_most=_MEMORY_LIMIT, unit="bytes"),
     Row("memory_restore_new", "peak memory, copy into an empty directory", _REST, unit="bytes"),
+    Row("copytree", f"copytree + rmtree, {_TREE}", _PLUGIN, "rollback_overlay", at_least=1000),
+    Row("rollback_overlay", f"**rollback** by overlay, {_TREE}", _PLUGIN, at_most=0.0005),
+    Row("rollback_overlay_larger", f"**rollback** by overlay, {_LARGER}", _PLUGIN, at_most=0.0005),
+    Row("rollback_copy", f"**rollback** by copy, {_TREE}", _PLUGIN, "copytree", at_most=0.25),
+    Row("checkpoint_overlay", f"checkpoint and rollback by overlay, {_TREE}", _PLUGIN),
+    Row("checkpoint_overlay_larger", f"checkpoint and rollback by overlay, {_LARGER}", _PLUGIN),
+    Row("checkpoint_copy", f"checkpoint and rollback by copy, {_TREE}", _PLUGIN, "copytree"),
+    Row("checkpoint_copy_first", f"first checkpoint of a run by copy, {_TREE}", _PLUGIN),
+    Row("pytest_without", "pytest with {sizes.tests:,} empty tests, CPU time", _UNUSED),
+    Row("pytest_with", "the same with the plugin installed", _UNUSED, "pytest_without", at_most=1.02),
+    Row("plugin_import", "import of the plugin", _UNUSED, at_most=0.03),
 )
 
 
-def measure(samples: Mapping[str, Sequence[float]], *, peers: bool, backups: int) -> list[Measured]:
+def measure(
+    samples: Mapping[str, Sequence[float]], *, peers: bool, sizes: Sizes, only: Part | None = None
+) -> list[Measured]:
     """Bring the samples into rows, with ratios and verdicts. What could not be measured has no figure."""
-    return list(_measure(samples, peers=peers, backups=backups))
+    rows = [row for row in ROWS if (peers or not row.peer) and only in {row.part, None}]
+    return list(_measure(samples, rows, sizes))
 
 
-def _measure(samples: Mapping[str, Sequence[float]], *, peers: bool, backups: int) -> Iterator[Measured]:
+def _measure(samples: Mapping[str, Sequence[float]], rows: Iterable[Row], sizes: Sizes) -> Iterator[Measured]:
     medians = {key: median(values) for key, values in samples.items() if values}
-    for row in ROWS:
-        if row.peer and not peers:
-            continue
+    for row in rows:
         value = medians.get(row.key)
         ratio = _ratio(samples.get(row.key, ()), samples.get(row.against or "", ()))
         fields = asdict(row) | {
-            "what": row.what.format(backups=backups),
+            "what": row.what.format(sizes=sizes),
             "samples": list(samples.get(row.key, ())),
             "median": value,
             "ratio": ratio,

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import plugin, report
 from benchmarks.report import Report
-from benchmarks.rows import ROWS, measure
+from benchmarks.rows import ROWS, Sizes, measure
 from benchmarks.tree import generate
 
 BENCH = Path(__file__).parents[1] / "benchmarks" / "run.py"
-ARGUMENTS = ("--files", "2000", "--rounds", "1", "--backups", "300", "--without-peers")
+PLUGIN_ARGUMENTS = ("--rounds", "1", "--plugin-files", "200", "--tests", "20")
+ARGUMENTS = (*PLUGIN_ARGUMENTS, "--files", "2000", "--backups", "300", "--without-peers")
+SIZES = Sizes(backups=10, plugin_files=10, tests=10)
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -77,6 +80,25 @@ def test_missed_target_is_said_and_fails_only_if_strict(figures: Path, tmp_path:
     assert bench("--reuse", "--json", str(altered), "--strict").returncode == 1
 
 
+def test_plugin_can_be_measured_alone(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    done = bench("--only", "plugin", *PLUGIN_ARGUMENTS, "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read(path)["rows"]
+    assert [row["key"] for row in rows] == [row.key for row in ROWS if row.part == "plugin"]
+    for row in rows:
+        assert row["median"] is not None, row["key"]
+        assert row["median"] > 0, row["key"]
+    assert f"tree of {200 * 10:,} files" in done.stdout
+
+
+def test_import_that_loads_what_is_forbidden_stops_the_bench(tmp_path: Path) -> None:
+    (tmp_path / "docker.py").touch()
+    (tmp_path / "sitecustomize.py").write_text("import docker\n")
+    with pytest.raises(RuntimeError, match="has loaded docker"):
+        plugin.time_import({"PYTHONPATH": str(tmp_path)})
+
+
 def test_terminated_bench_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-u", str(BENCH), *ARGUMENTS],
@@ -111,12 +133,26 @@ def _seen(path: Path, root: Path) -> tuple[object, ...]:
 def test_ratio_is_taken_round_by_round() -> None:
     """A load that comes over later rounds, in which a peer has no part, moves no ratio."""
     samples = {"mksquashfs": [2.0, 2.0, 8.0], "create": [2.0, 2.2, 8.0], "restic_first": [8.0, 6.6]}
-    rows = {row["key"]: row for row in measure(samples, peers=True, backups=10)}
+    rows = {row["key"]: row for row in measure(samples, peers=True, sizes=SIZES)}
     assert rows["create"]["ratio"] == pytest.approx(1.0)
     assert rows["restic_first"]["ratio"] == pytest.approx(3.5)
     assert rows["restic_first"]["met"] is True
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.000352, "0.35 ms"), (0.0005, "0.50 ms"), (0.0046, "4.6 ms"), (0.03, "30 ms"), (1.5, "1.50 s")],
+)
+def test_figure_is_legible_at_any_size(
+    seconds: float, shown: str, capsys: pytest.CaptureFixture[str], figures: Path
+) -> None:
+    whole = read(figures)
+    row = next(row for row in whole["rows"] if row["key"] == "rollback_overlay")
+    whole["rows"] = [{**row, "median": seconds}]
+    report.print_markdown(whole)
+    assert f"| {shown} |" in capsys.readouterr().out
+
+
 def test_target_without_a_figure_is_missed() -> None:
-    row = next(row for row in measure({}, peers=True, backups=10) if row["key"] == "create")
+    row = next(row for row in measure({}, peers=True, sizes=SIZES) if row["key"] == "create")
     assert (row["median"], row["ratio"], row["met"]) == (None, None, False)

@@ -263,7 +263,7 @@ def _capture_upper(
         with shown_by(overlay.record.layers, work) as before:
             for _ in range(_ATTEMPTS):
                 started = time.time_ns()
-                changed = changed_since(before, place.fd, upper, monitor.check, rules=rules)
+                changed = changed_since(before, place.fd, upper, monitor.check, rules=rules, links=header.hardlinks)
                 if changed.plan.is_empty:
                     return _Made("delta", None, None, header, parent.file_count, parent.total_bytes)
                 delta = Delta(changed.plan, changed.now)

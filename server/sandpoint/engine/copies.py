@@ -5,12 +5,14 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from sandpoint.engine import linux
 from sandpoint.engine.apply import Holders, prepare_staged
 from sandpoint.engine.attributes import adjust
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.ignore import Rules
-from sandpoint.engine.manifest import Entry
+from sandpoint.engine.manifest import Entry, display
 from sandpoint.engine.plan import Comparison, Plan
 from sandpoint.engine.tools import Check
 from sandpoint.engine.walk import walk_tree
@@ -19,6 +21,19 @@ _BLOCK = 1 << 20
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EPERM})
 _NO_COPY_RANGE = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS})
+
+
+def open_regular(root: int, path: bytes) -> int:
+    """Open a regular file below an open directory for reading.
+
+    Raises:
+        OSError: It is not there, or something else is.
+    """
+    fd = linux.openat2(path, _OPEN, dir_fd=root, resolve=INSIDE)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file any more", display(path))
+    return fd
 
 
 def copy_content(source: int, target: int) -> None:
@@ -39,11 +54,11 @@ def copy_content(source: int, target: int) -> None:
     while start < size:
         try:
             start = os.lseek(source, start, os.SEEK_DATA)
+            end = os.lseek(source, start, os.SEEK_HOLE)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            break  # a hole up to the end
-        end = os.lseek(source, start, os.SEEK_HOLE)
+            break  # a hole up to the end, or it shrank meanwhile
         _copy_range(source, target, start, end)
         start = end
     os.ftruncate(target, size)
@@ -148,6 +163,8 @@ def make_node(entry: Entry, holder: int, name: bytes) -> None:
 def copy_tree(root: int, into: str, check: Check) -> None:
     """Copy an open directory with all that is in it, attributes and links included.
 
+    Files may be written to meanwhile: they are as long as they were when they were copied.
+
     Args:
         root: The directory.
         into: A directory that does not exist yet; it is left half full if this fails.
@@ -165,15 +182,23 @@ def copy_tree(root: int, into: str, check: Check) -> None:
         stage(
             entries.values(),
             staged,
-            lambda entry: linux.openat2(entry.path, _OPEN, dir_fd=root, resolve=INSIDE),
+            lambda entry: open_regular(root, entry.path),
             check,
         )
-        prepare_staged(staged, Plan(added=[entry for entry in entries.values() if entry.path]), comparison, check)
         holders = Holders(staged)
         try:
+            brought = [_as_long_as_staged(entry, *holders.of(path)) for path, entry in entries.items() if path]
+            prepare_staged(staged, Plan(added=brought), comparison, check)
             for path in sorted((path for path, entry in entries.items() if entry.is_dir), reverse=True):
                 adjust(*holders.of(path), entries[path], comparison)
         finally:
             holders.close()
     finally:
         os.close(staged)
+
+
+def _as_long_as_staged(entry: Entry, holder: int, name: bytes) -> Entry:
+    if not entry.is_file:
+        return entry
+    size = os.stat(name, dir_fd=holder, follow_symlinks=False).st_size
+    return entry if size == entry.size else msgspec.structs.replace(entry, size=size)

@@ -1,18 +1,62 @@
 """Making a directory equal to another tree in place: everything is staged beside it first, then renamed into it."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import msgspec
+
+from sandpoint.engine import linux
 from sandpoint.engine.apply import apply_plan, prepare_staged
 from sandpoint.engine.attributes import adjust
 from sandpoint.engine.capture import Place
+from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.manifest import Manifest, display
 from sandpoint.engine.plan import Comparison, Plan
 from sandpoint.engine.state import staging_folder
 from sandpoint.engine.tools import Monitor
+from sandpoint.engine.walk import entry_of
 from sandpoint.errors import BackupRestoreError
+
+_LIST = os.O_RDONLY | os.O_DIRECTORY
+
+
+def is_closed(status: os.stat_result) -> bool:
+    """Whether an ordinary user cannot read something of its own: a file, or a directory and what is in it."""
+    needed = stat.S_IRUSR | stat.S_IXUSR if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR
+    return 0 != os.geteuid() == status.st_uid and status.st_mode & needed != needed
+
+
+def open_up(root: int) -> None:
+    """Let an ordinary user read what it owns in an open directory, whatever modes that was given.
+
+    Another user's is left as it is, as are mounts: the next walk says what cannot be read.
+    """
+    pending = [b""]
+    while pending:
+        above = pending.pop()
+        with suppress(OSError):
+            fd = linux.openat2(above or b".", _LIST, dir_fd=root, resolve=INSIDE | linux.RESOLVE_NO_XDEV)
+            try:
+                prefix = above + b"/" if above else b""
+                pending += [prefix + name for name in map(os.fsencode, os.listdir(fd)) if _open_up_one(fd, name)]
+            finally:
+                os.close(fd)
+
+
+def _open_up_one(holder: int, name: bytes) -> bool:
+    """Let the user read one entry, and return whether it is a directory."""
+    with suppress(FileNotFoundError):
+        status = os.stat(name, dir_fd=holder, follow_symlinks=False)
+        is_dir = stat.S_ISDIR(status.st_mode)
+        if is_closed(status) and (is_dir or stat.S_ISREG(status.st_mode)):
+            entry = entry_of(b"", holder, name)
+            opened = msgspec.structs.replace(entry, mode=entry.mode | stat.S_IRUSR | (stat.S_IXUSR if is_dir else 0))
+            adjust(holder, name, opened, Comparison())
+        return is_dir
+    return False
 
 
 @dataclass(frozen=True)

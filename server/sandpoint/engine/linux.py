@@ -78,6 +78,7 @@ _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+_SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _SYNC_FILE_RANGE_WRITE = 2
 _FICLONE = 0x40049409
 
@@ -251,6 +252,8 @@ def is_in_use(target: bytes) -> bool:
     result = _libc.umount2(ctypes.c_char_p(target), _MNT_EXPIRE | _UMOUNT_NOFOLLOW)
     number = ctypes.get_errno()
     if result < 0 and number in {errno.EAGAIN, errno.EBUSY}:
+        if number == errno.EAGAIN:
+            os.close(os.open(target, os.O_PATH | os.O_NOFOLLOW))  # takes the mark away: a second call would unmount
         return number == errno.EBUSY
     _check(result, target)
     raise OSError(errno.ESTALE, "it was unmounted: somebody else asked the same", os.fsdecode(target))
@@ -390,8 +393,12 @@ def clear_ambient() -> None:
 
 
 def write_out(fd: int) -> None:
-    """Begin to write a file's changed pages to disk, without waiting: a later write through a mapping is stamped."""
-    _check(_libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE), str(fd))
+    """Begin to write all of a file's changed pages to disk: a later write through a mapping is stamped.
+
+    It waits only for pages that are being written already: they would be passed over, and could be changed unseen.
+    """
+    flags = _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE
+    _check(_libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), flags), str(fd))
 
 
 def reflink(source: int, target: int) -> None:

@@ -20,18 +20,17 @@ import msgspec
 from sandpoint.engine import linux
 from sandpoint.engine.capture import Place, opened_place, settle
 from sandpoint.engine.contents import same_bytes
-from sandpoint.engine.copies import copy_content, stage
-from sandpoint.engine.directory import INSIDE, create_directory
+from sandpoint.engine.copies import copy_content, open_regular, stage
+from sandpoint.engine.directory import create_directory
 from sandpoint.engine.ignore import Rules
-from sandpoint.engine.inplace import Compared, carry_out, refuse_conflicts
+from sandpoint.engine.inplace import Compared, carry_out, is_closed, open_up, refuse_conflicts
 from sandpoint.engine.manifest import Entry, Manifest, display
 from sandpoint.engine.plan import Comparison, Plan, make_plan, without
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
-from sandpoint.engine.walk import walk_tree
+from sandpoint.engine.walk import UnreadableError, walk_tree
 from sandpoint.errors import BackupCreateError
 
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _TRIES = 5
 
 
@@ -92,7 +91,7 @@ class Snapshots:
         with opened_place(self._state, self.directory) as place:
             for _ in range(_TRIES):
                 try:
-                    self._last = self._take(place)
+                    self._last = self._try(place)
                 except _MovedError as error:
                     moved = str(error)
                 else:
@@ -101,6 +100,16 @@ class Snapshots:
             f"{self.directory}/{moved} is written to all the time, so that its state cannot be kept; stop what writes "
             "to it first"
         )
+
+    def _try(self, place: Place) -> Snapshot:
+        count = self._count
+        try:
+            return self._take(place)
+        except BaseException:
+            for number in range(count + 1, self._count + 1):
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path_of(number))
+            raise
 
     def _take(self, place: Place) -> Snapshot:
         started = time.time_ns()
@@ -177,7 +186,7 @@ class Snapshots:
     # -- comparing and bringing back --
 
     def compare(self, snapshot: Snapshot) -> Plan:
-        """Return the steps that led from a snapshot to the directory as it is.
+        """Return the steps that led from a snapshot to the directory as it is; mounts in it do not count.
 
         Raises:
             InvalidBackupConfigError: The directory cannot be opened.
@@ -186,22 +195,28 @@ class Snapshots:
         """
         with opened_place(self._state, self.directory) as place:
             present = self._walk(place, snapshot)
-            return make_plan(snapshot.manifest, present, differ=self._differ(place, snapshot), comparison=Comparison())
+            mounts = _mounts_of(present, snapshot)
+            return make_plan(
+                without(snapshot.manifest, mounts),
+                without(present, mounts),
+                differ=self._differ(place, snapshot),
+                comparison=Comparison(),
+                untouchable=mounts,
+            )
 
     def bring_back(self, snapshot: Snapshot) -> None:
-        """Make the directory equal to a snapshot, whatever became of it.
+        """Make the directory equal to a snapshot, whatever became of it; mounts in it are left alone.
 
         Raises:
-            UnreadableError: An entry may not be read; nothing was changed.
+            UnreadableError: An entry of another user may not be read; nothing was changed.
             BackupRestoreError: A step failed; the directory is as before, or the message says otherwise.
             OSError: There is no room, or the filesystem failed; nothing was changed.
         """
         self._remake_directory()
         with self._state.working() as work, opened_place(self._state, self.directory) as place:
-            present = self._walk(place, snapshot)
-            target = snapshot.manifest
-            mounts = tuple(sorted({*present.header.mounts, *target.header.mounts}))
-            present, target = without(present, mounts), without(target, mounts)
+            present = self._walk_opened_up(place, snapshot)
+            mounts = _mounts_of(present, snapshot)
+            present, target = without(present, mounts), without(snapshot.manifest, mounts)
             comparison = Comparison()
             plan = make_plan(
                 present,
@@ -216,13 +231,22 @@ class Snapshots:
 
     def _remake_directory(self) -> None:
         try:
-            mode = os.lstat(self.directory).st_mode
+            status = os.lstat(self.directory)
         except FileNotFoundError:
             create_directory(self.directory)
             return
-        if not stat.S_ISDIR(mode):
+        if not stat.S_ISDIR(status.st_mode):
             os.unlink(self.directory)
             create_directory(self.directory)
+        elif is_closed(status):
+            os.chmod(self.directory, stat.S_IMODE(status.st_mode) | stat.S_IRUSR | stat.S_IXUSR)
+
+    def _walk_opened_up(self, place: Place, snapshot: Snapshot) -> Manifest:
+        try:
+            return self._walk(place, snapshot)
+        except UnreadableError:
+            open_up(place.fd)
+            return self._walk(place, snapshot)
 
     def _walk(self, place: Place, snapshot: Snapshot) -> Manifest:
         return walk_tree(
@@ -286,10 +310,14 @@ class Snapshots:
             return Snapshot(manifest, msgspec.msgpack.decode(file.read(), type=dict[bytes, int]))
 
 
+def _mounts_of(present: Manifest, snapshot: Snapshot) -> tuple[bytes, ...]:
+    return tuple(sorted({*present.header.mounts, *snapshot.manifest.header.mounts}))
+
+
 @contextmanager
 def _opened_live(place: Place, entry: Entry) -> Iterator[int]:
     try:
-        fd = linux.openat2(entry.path, _OPEN, dir_fd=place.fd, resolve=INSIDE)
+        fd = open_regular(place.fd, entry.path)
     except OSError:
         raise _MovedError(display(entry.path)) from None
     try:

@@ -35,7 +35,15 @@ class Changed:
     now: Manifest
 
 
-def changed_since(before: int, now: int, upper: int, check: Check, *, rules: Rules | None = None) -> Changed:
+def changed_since(
+    before: int,
+    now: int,
+    upper: int,
+    check: Check,
+    *,
+    rules: Rules | None = None,
+    links: Sequence[Sequence[bytes]] | None = None,
+) -> Changed:
     """Return the steps that led from what an overlay hides to what it shows.
 
     Args:
@@ -44,6 +52,7 @@ def changed_since(before: int, now: int, upper: int, check: Check, *, rules: Rul
         upper: A descriptor of the upper layer. Nobody else may write to it.
         check: May raise to stop.
         rules: What is left out.
+        links: Groups of hard links among what the overlay hides; None where hard links do not count.
 
     Raises:
         UnreadableError: An entry may not be read.
@@ -57,7 +66,10 @@ def changed_since(before: int, now: int, upper: int, check: Check, *, rules: Rul
         check()
         for root, entries in ((before, source), (now, target)):
             entries.update((entry.path, entry) for entry in _entries(root, path, rules, excluded, whole=whole))
-    _link(target, upper)
+    if links is not None:
+        _bring_links(source, target, before, now, links)
+        _link(source, before)
+        _link(target, now)
 
     def differ(doubtful: list[Entry]) -> set[bytes]:
         return differing(always(before), always(now), doubtful, check)
@@ -108,27 +120,50 @@ def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes],
 def _relinked(paths: Sequence[bytes], before: int) -> Iterator[Entry]:
     """Yield the entries of hard links that are left, linked with the first of them."""
     first, *others = paths
-    holders = Holders(before)
-    try:
-        entry = entry_of(first, *holders.of(first))
-    finally:
-        holders.close()
+    entry = _one(before, first)
     yield entry
     for other in others:
         yield msgspec.structs.replace(entry, path=other, hardlink=first)
 
 
-def _link(entries: dict[bytes, Entry], upper: int) -> None:
-    """Note hard links among entries. What is written to through one of several links is parted from the others."""
-    groups: dict[int, list[bytes]] = {}
+def _bring_links(
+    source: dict[bytes, Entry], target: dict[bytes, Entry], before: int, now: int, links: Sequence[Sequence[bytes]]
+) -> None:
+    """Add hard links of files whose other name was renamed with a directory above it."""
+    if not links:
+        return
+    moved = {each for path in target if path not in source and (each := _inode(now, path)) is not None}
+    for group in links:
+        for path in group:
+            if path not in target and _inode(now, path) in moved:
+                for root, entries in ((before, source), (now, target)):
+                    with suppress(FileNotFoundError):
+                        entries[path] = _one(root, path)
+
+
+def _one(root: int, path: bytes) -> Entry:
+    holders = Holders(root)
+    try:
+        return entry_of(path, *holders.of(path))
+    finally:
+        holders.close()
+
+
+def _inode(root: int, path: bytes) -> tuple[int, int] | None:
+    """Return what is the same for all hard links of a file that has several, None for other entries."""
+    try:
+        status = os.stat(path, dir_fd=root, follow_symlinks=False)
+    except OSError:
+        return None
+    return None if stat.S_ISDIR(status.st_mode) or status.st_nlink < 2 else (status.st_dev, status.st_ino)
+
+
+def _link(entries: dict[bytes, Entry], root: int) -> None:
+    """Note the hard links among entries of an open directory."""
+    groups: dict[tuple[int, int], list[bytes]] = {}
     for path, entry in entries.items():
-        if not entry.is_dir:
-            with suppress(OSError):  # it is not in the upper layer itself, but below a directory that was renamed
-                status = os.stat(path, dir_fd=upper, follow_symlinks=False)
-                if entry.hardlink:
-                    entries[path] = msgspec.structs.replace(entry, hardlink=b"")
-                if status.st_nlink > 1:
-                    groups.setdefault(status.st_ino, []).append(path)
+        if not entry.is_dir and (inode := _inode(root, path)) is not None:
+            groups.setdefault(inode, []).append(path)
     for paths in groups.values():
         first, *others = sorted(paths)
         for other in others:
@@ -140,30 +175,40 @@ def _candidates(upper: int, rules: Rules, excluded: list[bytes]) -> Iterator[tup
     yield b"", False
     pending = [b""]
     while pending:
-        above = pending.pop()
+        for path, is_merged in _listed(upper, pending.pop()):
+            if rules.excludes(path, is_dir=is_merged):
+                excluded.append(path)
+                continue
+            yield path, not is_merged
+            if is_merged:
+                pending.append(path)
+
+
+def _listed(upper: int, above: bytes) -> list[tuple[bytes, bool]]:
+    """Return what a directory of the layer holds, each with whether it is one that shows lower files too."""
+    try:
         fd = linux.openat2(above or b".", _OPEN, dir_fd=upper, resolve=INSIDE)
-        try:
-            for name in os.listdir(fd):
-                path = above + b"/" + os.fsencode(name) if above else os.fsencode(name)
-                mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
-                merged = stat.S_ISDIR(mode) and not _is_marked(fd, name)
-                if rules.excludes(path, is_dir=stat.S_ISDIR(mode)):
-                    excluded.append(path)
-                    continue
-                yield path, not merged
-                if merged:
-                    pending.append(path)
-        finally:
-            os.close(fd)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return []  # a process that still writes there took it away
+    try:
+        prefix = above + b"/" if above else b""
+        return [(prefix + os.fsencode(name), _is_merged(fd, name)) for name in os.listdir(fd)]
+    finally:
+        os.close(fd)
 
 
-def _is_marked(fd: int, name: str) -> bool:
-    """Whether a directory hides what lies below it, or shows another one."""
+def _is_merged(fd: int, name: str) -> bool:
+    """Whether an entry is a directory that neither hides what lies below it nor shows another one."""
+    try:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            return False
+        marks = os.listxattr(f"/proc/self/fd/{fd}/{name}", follow_symlinks=False)
+    except FileNotFoundError:
+        return False
     # `origin` and `impure` are notes of where files came from, and say nothing of what is shown.
-    return any(
-        mark.startswith(_MARKS) and mark.endswith((".opaque", ".redirect"))
-        for mark in os.listxattr(f"/proc/self/fd/{fd}/{name}", follow_symlinks=False)
-    )
+    return not any(mark.startswith(_MARKS) and mark.endswith((".opaque", ".redirect")) for mark in marks)
 
 
 def _entries(root: int, path: bytes, rules: Rules, excluded: list[bytes], *, whole: bool) -> Iterator[Entry]:
@@ -171,6 +216,7 @@ def _entries(root: int, path: bytes, rules: Rules, excluded: list[bytes], *, who
     try:
         holder, name = holders.of(path)
         entry = entry_of(path, holder, name or b".")
+        below = _walk_below(root, path) if whole and entry.is_dir else {}
     except OSError as error:
         if error.errno not in _ABSENT:
             raise
@@ -178,21 +224,21 @@ def _entries(root: int, path: bytes, rules: Rules, excluded: list[bytes], *, who
     finally:
         holders.close()
     yield entry
-    if not (whole and entry.is_dir):
-        return
-    fd = linux.openat2(path, _OPEN, dir_fd=root, resolve=INSIDE)
-    try:
-        below = walk_tree(fd, Rules(), started_ns=0, stamps=False).entries
-    finally:
-        os.close(fd)
     left_out: set[bytes] = set()
     for inner, each in below.items():
         full = path + b"/" + inner
-        if inner and is_at_or_below(parent(full), frozenset(left_out)):
+        if not inner or is_at_or_below(parent(full), frozenset(left_out)):
             continue
-        if inner and rules.excludes(full, is_dir=each.is_dir):
+        if rules.excludes(full, is_dir=each.is_dir):
             left_out.add(full)
-        elif inner:
-            link = path + b"/" + each.hardlink if each.hardlink else b""
-            yield msgspec.structs.replace(each, path=full, hardlink=link)
+        else:
+            yield msgspec.structs.replace(each, path=full, hardlink=b"")
     excluded += left_out
+
+
+def _walk_below(root: int, path: bytes) -> dict[bytes, Entry]:
+    fd = linux.openat2(path, _OPEN, dir_fd=root, resolve=INSIDE)
+    try:
+        return walk_tree(fd, Rules(), started_ns=0, stamps=False).entries
+    finally:
+        os.close(fd)

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ from sandpoint.engine.manifest import (
     display,
     has_acl,
     make_manifest,
+    parent,
 )
 
 KEPT_XATTRS = ("user.", "security.", "trusted.", "system.posix_acl_")
@@ -295,12 +296,17 @@ def _linked_outside(walk: _Walk) -> tuple[bytes, ...]:
     )
 
 
-def beyond_squashfs(entries: Iterable[Entry], mounts: frozenset[bytes], *, delta: bool = False) -> tuple[Entry, ...]:
-    """Return the entries that a mounted layer does not show as they were; that of a delta shows no sockets."""
+def beyond_squashfs(entries: Collection[Entry], mounts: frozenset[bytes], *, delta: bool = False) -> tuple[Entry, ...]:
+    """Return the entries that a mounted layer does not show as they were; that of a delta shows no sockets.
+
+    What has to be made is among them with its directory, whose time that moves.
+    """
+    made = {entry.path for entry in entries if entry.path in mounts or (delta and stat.S_ISSOCK(entry.mode))}
+    above = {parent(path) for path in made}
     return tuple(
         entry
         for entry in entries
-        if not entry.path or has_acl(entry.xattrs) or entry.path in mounts or (delta and stat.S_ISSOCK(entry.mode))
+        if not entry.path or has_acl(entry.xattrs) or entry.path in made or entry.path in above
     )
 
 
