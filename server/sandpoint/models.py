@@ -37,6 +37,9 @@ MAX_METADATA_VALUE = 1024
 MAX_EXCLUDES = 1000
 MAX_LIST = 1000
 
+DEFAULT_PATCH_BYTES = 16 << 20
+"""Of all the patches that one comparison returns."""
+
 
 class Strict(BaseModel):
     """The base of options and results: no unknown fields, no silent conversions, immutable."""
@@ -143,7 +146,7 @@ def _relative_path(value: str) -> str:
     path = value.rstrip("/")
     if not path or "\0" in path or path.startswith("/") or any(p in {"", ".", ".."} for p in path.split("/")):
         raise ValueError(
-            "a path to restore is relative to the directory, as diff prints it (for example 'src/app.py'): "
+            "a path is relative to the directory, as diff prints it (for example 'src/app.py'): "
             "not absolute, without '.' and '..'"
         )
     try:
@@ -166,12 +169,17 @@ Ttl = Annotated[int | float, BeforeValidator(_ttl)]
 Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 RelativePath = Annotated[str, AfterValidator(_relative_path)]
+NamePattern = Annotated[str, Field(min_length=1), AfterValidator(_printable("pattern", MAX_NAME))]
+Places = Annotated[int, Field(ge=1)]
 MetadataKey = Annotated[str, Field(min_length=1), AfterValidator(_printable("metadata key", MAX_NAME))]
 MetadataValue = Annotated[str, AfterValidator(_printable("metadata value", MAX_METADATA_VALUE, lines=True))]
 UserMetadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)]
 Mode = Literal["auto", "overlay", "copy"]
 Kind = Literal["full", "delta"]
 Compression = Literal["zstd", "lz4"]
+FileKind = Literal["file", "directory", "symlink", "pipe", "socket", "device"]
+Attribute = Literal["mode", "owner", "xattrs", "mtime", "links"]
+Omission = Literal["binary", "large", "limit", "unreadable"]
 
 
 class CreateOptions(Strict):
@@ -198,6 +206,23 @@ class RestoreOptions(Strict):
     undo: bool = True
 
 
+class DiffOptions(Strict):
+    """What to compare with a backup, which paths of it, and how much text to return."""
+
+    backup_id: BackupId
+    other_id: BackupId | None = None
+    dir: str | None = None
+    paths: Annotated[tuple[RelativePath, ...], Field(strict=False)] = ()
+    max_bytes: Annotated[int, Field(ge=0)] = DEFAULT_PATCH_BYTES
+
+
+class ReadOptions(Strict):
+    """Which file of which backup to read."""
+
+    backup_id: BackupId
+    path: RelativePath
+
+
 class ListOptions(Strict):
     """Which backups to list."""
 
@@ -206,6 +231,32 @@ class ListOptions(Strict):
     limit: Annotated[int, Field(ge=1, le=MAX_LIST)] = 20
     cursor: str | None = None
     include_expired: bool = False
+
+
+class KeepRules(Strict):
+    """What a prune keeps of each directory; `sandpoint.retention` says how. None, and no names: all that live."""
+
+    keep_last: Places | None = None
+    """The newest so many."""
+    keep_hourly: Places | None = None
+    """The newest of each of the last so many hours that have any."""
+    keep_daily: Places | None = None
+    """The same for days, in UTC."""
+    keep_weekly: Places | None = None
+    """The same for weeks from Monday to Sunday, in UTC."""
+    keep_names: Annotated[tuple[NamePattern, ...], Field(max_length=MAX_EXCLUDES, strict=False)] = ()
+    """Those of a name that one of these shell patterns (`*`, `?`, `[abc]`) matches as a whole."""
+
+    def __bool__(self) -> bool:
+        """Whether there is any rule."""
+        return bool(self.keep_last or self.keep_hourly or self.keep_daily or self.keep_weekly or self.keep_names)
+
+
+class PruneOptions(KeepRules):
+    """Which backups to prune, and what to keep of them."""
+
+    dir: str | None = None
+    dry_run: bool = False
 
 
 # -- what travels between the service, a sandbox and a store --
@@ -268,12 +319,23 @@ class Captured(Strict):
     skipped_mounts: tuple[str, ...] = ()
 
 
-class CompareRequest(Strict):
+class StoredBackup(Strict):
+    """What a backup consists of, with leave to read it: that of the full one it is built on first."""
+
+    manifests: tuple[Source, ...]
+    layers: tuple[Source, ...]
+
+
+class ReadRequest(StoredBackup):
+    """Read one file of a backup."""
+
+    path: RelativePath
+
+
+class CompareRequest(StoredBackup):
     """Compare a directory with a backup."""
 
     dir: str
-    manifests: tuple[Source, ...]
-    layers: tuple[Source, ...]
     excludes: tuple[Pattern, ...] = ()
     use_gitignore: bool = False
     paths: tuple[RelativePath, ...] = ()
@@ -300,6 +362,37 @@ class Changes(Strict):
     def __bool__(self) -> bool:
         """Whether anything differs."""
         return bool(self.added or self.modified or self.removed)
+
+
+class FileState(Strict):
+    """What a path was at one time. `mode` is octal; `size_bytes` is 0 for all but regular files."""
+
+    kind: FileKind
+    mode: Annotated[str, Field(pattern=r"^[0-7]{4}$")]
+    size_bytes: int
+
+
+class FileDiff(Strict):
+    """How one path differs between two trees; `old` or `new` is None where it is not there.
+
+    `patch` is what `git apply` takes, with its header: for text, modes of files and links, and empty where there is
+    no such thing to say. `omitted` tells why contents that differ are not in it: they are no UTF-8 text, larger than
+    1 MiB, beyond what was asked for in all, or cannot be read. `attributes` are those that differ.
+    """
+
+    path: str
+    change: Literal["added", "modified", "removed"]
+    old: FileState | None
+    new: FileState | None
+    attributes: tuple[Attribute, ...] = ()
+    patch: str = ""
+    omitted: Omission | None = None
+
+
+class ContentChanges(Changes):
+    """What differs between two trees, path by path in order, with contents."""
+
+    files: tuple[FileDiff, ...] = ()
 
 
 class Applied(Strict):
@@ -485,9 +578,26 @@ class UnmountResult(Strict):
     undo_id: str | None
 
 
+class Decision(Strict):
+    """Whether a prune keeps a backup, and why."""
+
+    id: str
+    dir: str
+    name: str | None
+    created_at: datetime
+    keep: bool
+    reason: str
+
+
 class PruneResult(Strict):
-    """What a prune reclaimed."""
+    """What a prune removed and reclaimed, or with `dry_run` would.
+
+    `removed` are backups that the rules or their time took; `abandoned` are ids of which parts were left over, and
+    directories of lost overlays. `decisions` has every backup that was looked at, newest first.
+    """
 
     removed: tuple[str, ...]
     abandoned: tuple[str, ...]
     freed_bytes: int
+    decisions: tuple[Decision, ...] = ()
+    dry_run: bool = False

@@ -1,14 +1,16 @@
 """BackupService: every operation, read top to bottom as the steps of the design."""
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import anyio
+from anyio.abc import ByteReceiveStream
 
 from sandpoint.chains import DEFAULT_LIMITS, ChainLimits, shorten
 from sandpoint.engine import transfer
+from sandpoint.engine.directory import parse_directory
 from sandpoint.engine.manifest import Manifest
 from sandpoint.errors import (
     BackupExpiredError,
@@ -19,6 +21,7 @@ from sandpoint.errors import (
     SandpointError,
 )
 from sandpoint.models import (
+    DEFAULT_PATCH_BYTES,
     DEFAULT_TTL,
     FORMAT_VERSION,
     Applied,
@@ -32,13 +35,18 @@ from sandpoint.models import (
     Changes,
     CompareRequest,
     Compression,
+    ContentChanges,
     CreateOptions,
     DeleteResult,
+    DiffOptions,
     ListOptions,
     Mode,
     Parent,
     Progress,
+    PruneOptions,
     PruneResult,
+    ReadOptions,
+    ReadRequest,
     Report,
     RestoreOptions,
     RestoreResult,
@@ -49,6 +57,7 @@ from sandpoint.models import (
     check_options,
     parse_backup_id,
 )
+from sandpoint.retention import decide
 from sandpoint.sandboxes import Sandbox
 from sandpoint.sandboxes.local import LocalSandbox
 from sandpoint.settings import Settings, read_settings
@@ -428,6 +437,7 @@ class BackupService:
         other_id: str | None = None,
         *,
         dir: str | None = None,
+        paths: Iterable[str] = (),
         report: Report | None = None,
     ) -> Changes:
         """Return what changed since a backup: in the directory as it is, or up to another backup.
@@ -436,25 +446,89 @@ class BackupService:
             backup_id: The earlier state.
             other_id: A backup with the later state; by default the directory as it is now.
             dir: Compare with this directory instead of the one it was taken of.
+            paths: Compare only these, relative to the directory.
             report: Told of progress.
 
         Raises:
             BackupNotFoundError, BackupIntegrityError: There is no such backup, or it is damaged.
             BackupRestoreError: The directory cannot be read.
         """
+        options = _diff_options(backup_id, other_id, dir, paths)
         report = report or _silent
-        if other_id is not None and dir is not None:
-            raise InvalidBackupConfigError("dir: compare with another backup or with a directory, not with both")
-        metadata = await self._store.read(parse_backup_id(backup_id))
-        if other_id is not None:
-            other = await self._store.read(parse_backup_id(other_id))
-            older, newer = (self._comparison(each, each.dir) for each in (metadata, other))
+        metadata = await self._store.read(options.backup_id)
+        if options.other_id is not None:
+            other = await self._store.read(options.other_id)
+            older, newer = (self._comparison(each, each.dir, options.paths) for each in (metadata, other))
             async with self._sandbox.turn():
                 return await self._sandbox.compare_backups(older, newer, report)
-        path = self._sandbox.resolve(dir if dir is not None else metadata.dir)
+        path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
         async with self._sandbox.turn():
-            back = await self._sandbox.compare(self._comparison(metadata, path), report)
+            back = await self._sandbox.compare(self._comparison(metadata, path, options.paths), report)
         return Changes(added=back.removed, modified=back.modified, removed=back.added)
+
+    async def diff_contents(
+        self,
+        backup_id: str,
+        other_id: str | None = None,
+        *,
+        dir: str | None = None,
+        paths: Iterable[str] = (),
+        max_bytes: int = DEFAULT_PATCH_BYTES,
+        report: Report | None = None,
+    ) -> ContentChanges:
+        """Return what changed since a backup as `diff` does, with a patch for each text that did.
+
+        Args:
+            backup_id: The earlier state.
+            other_id: A backup with the later state; by default the directory as it is now.
+            dir: Compare with this directory instead of the one it was taken of.
+            paths: Compare only these, relative to the directory.
+            max_bytes: Of all patches: what comes after, in order of the paths, is named without one.
+            report: Told of progress.
+
+        Raises:
+            BackupNotFoundError, BackupExpiredError: There is no such backup, or no more.
+            BackupIntegrityError: It is damaged; no contents are returned.
+            BackupRestoreError: The directory cannot be read.
+        """
+        options = _diff_options(backup_id, other_id, dir, paths, max_bytes)
+        metadata = await self._restorable(options.backup_id)
+        path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
+        older = self._comparison(metadata, path, options.paths)
+        newer = None
+        if options.other_id is not None:
+            other = await self._restorable(options.other_id)
+            newer = self._comparison(other, self._sandbox.resolve(other.dir), options.paths)
+        async with self._sandbox.turn():
+            return await self._sandbox.compare_contents(older, newer, options.max_bytes, report or _silent)
+
+    async def open_file(self, backup_id: str, path: str, *, report: Report | None = None) -> ByteReceiveStream:
+        """Open a file of a backup, which is not restored for it: `async with await service.open_file(...) as stream`.
+
+        Nobody has to wait for the stream to be read, and what becomes of the backup meanwhile does not matter to it.
+
+        Args:
+            backup_id: Which.
+            path: Relative to the directory, as `diff` returns it. Links are not followed.
+            report: Told of progress.
+
+        Raises:
+            BackupNotFoundError, BackupExpiredError: There is no such backup, or no more.
+            InvalidBackupConfigError: There is no such file in it, or it is a directory, a link or a node.
+            BackupIntegrityError: The backup is damaged; found before the first byte is given out.
+            BackupRestoreError: The backup cannot be read on this machine.
+        """
+        options = check_options(ReadOptions, {"backup_id": backup_id, "path": path})
+        metadata = await self._restorable(options.backup_id)
+        self._sandbox.resolve(metadata.dir)  # what may not be backed up here may not be read here either
+        request = ReadRequest(
+            manifests=tuple(map(self._store.source, metadata.manifests)),
+            layers=tuple(map(self._store.source, metadata.layers)),
+            path=options.path,
+        )
+        async with self._sandbox.turn():
+            await self._restorable(metadata.id)  # it may have gone while others had their turn
+            return await self._sandbox.open_file(request, report or _silent)
 
     async def verify(self, backup_id: str, *, report: Report | None = None) -> VerifyResult:
         """Read all that a backup consists of again, and compare it with its digests.
@@ -504,18 +578,83 @@ class BackupService:
             _, freed = await self._store.reclaim()
         return DeleteResult(id=wanted, freed_bytes=freed)
 
-    async def prune(self) -> PruneResult:
-        """Delete expired backups, and reclaim what no backup names: files of abandoned creates, lost overlays."""
-        now = datetime.now(UTC)
-        expired = [metadata.id async for metadata in self._store.newest() if now >= metadata.expires_at]
-        for backup_id in expired:
-            with suppress(BackupNotFoundError):  # deleted meanwhile
-                await self._store.hide(backup_id)
-        reclaimed, freed = await self._store.reclaim()
+    async def prune(
+        self,
+        *,
+        keep_last: int | None = None,
+        keep_hourly: int | None = None,
+        keep_daily: int | None = None,
+        keep_weekly: int | None = None,
+        keep_names: Iterable[str] = (),
+        dir: str | None = None,
+        dry_run: bool = False,
+    ) -> PruneResult:
+        """Delete backups that are over or that no rule keeps, and reclaim what no backup names.
+
+        Rules are for each directory of each sandbox; without any, only expired backups are deleted. What goes
+        besides: files of backups that were never finished, and overlays that are mounted no more.
+
+        Args:
+            keep_last: Keep the newest so many.
+            keep_hourly: Keep the newest of each of the last so many hours that have any, in UTC.
+            keep_daily: The same for days.
+            keep_weekly: The same for weeks.
+            keep_names: Keep those of a name that one of these shell patterns matches.
+            dir: Delete only backups of this directory.
+            dry_run: Change nothing, and return what would go.
+
+        Raises:
+            BackupIntegrityError: A backup's metadata is damaged: backups are deleted, but no space is freed.
+        """
+        options = check_options(
+            PruneOptions,
+            {
+                "keep_last": keep_last,
+                "keep_hourly": keep_hourly,
+                "keep_daily": keep_daily,
+                "keep_weekly": keep_weekly,
+                "keep_names": _tuple(keep_names),
+                "dir": dir,
+                "dry_run": dry_run,
+            },
+        )
+        wanted_dir = parse_directory(options.dir) if options.dir is not None else None
+        # In turn: no restore here loses what it reads, or the undo that it has just made.
         async with self._sandbox.turn():
-            overlays = await self._sandbox.prune()
-        abandoned = sorted({*reclaimed} - {*expired}) + overlays
-        return PruneResult(removed=tuple(expired), abandoned=tuple(abandoned), freed_bytes=freed)
+            overlays = await self._sandbox.prune(dry_run=options.dry_run)
+            found = [each async for each in self._store.newest() if wanted_dir is None or each.dir == wanted_dir]
+            decisions = decide(found, options, datetime.now(UTC))
+            removed = tuple(decision.id for decision in decisions if not decision.keep)
+            reclaimed: Sequence[str]
+            if options.dry_run:
+                reclaimed, freed = await self._store.reclaimable(removed)
+            else:
+                removed = await self._hide_all(removed)
+                reclaimed, freed = await self._reclaim_after(removed)
+        return PruneResult(
+            removed=removed,
+            abandoned=(*sorted({*reclaimed} - {*removed}), *overlays),
+            freed_bytes=freed,
+            decisions=decisions,
+            dry_run=options.dry_run,
+        )
+
+    async def _hide_all(self, backup_ids: Iterable[str]) -> tuple[str, ...]:
+        """Hide backups; return those that nobody else deleted meanwhile."""
+        hidden = []
+        for backup_id in backup_ids:
+            with suppress(BackupNotFoundError):
+                await self._store.hide(backup_id)
+                hidden.append(backup_id)
+        return tuple(hidden)
+
+    async def _reclaim_after(self, removed: Collection[str]) -> tuple[Sequence[str], int]:
+        try:
+            return await self._store.reclaim()
+        except BackupIntegrityError as error:
+            raise BackupIntegrityError(
+                f"{len(removed)} backups were deleted, but no space was freed: {error}; delete that one and prune again"
+            ) from error
 
     async def unmount(self, dir: str, *, undo: bool = True, report: Report | None = None) -> UnmountResult:
         """Take an overlay down: the directory shows again what was there before it was restored.
@@ -556,6 +695,21 @@ class BackupService:
 def _tuple(values: Iterable[str]) -> object:
     # A string is an iterable of strings too; left as it is, its type is refused with a message.
     return values if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+
+
+def _diff_options(
+    backup_id: str,
+    other_id: str | None,
+    dir: str | None,
+    paths: Iterable[str],
+    max_bytes: int = DEFAULT_PATCH_BYTES,
+) -> DiffOptions:
+    if other_id is not None and dir is not None:
+        raise InvalidBackupConfigError("dir: compare with another backup or with a directory, not with both")
+    return check_options(
+        DiffOptions,
+        {"backup_id": backup_id, "other_id": other_id, "dir": dir, "paths": _tuple(paths), "max_bytes": max_bytes},
+    )
 
 
 def _new_id() -> str:

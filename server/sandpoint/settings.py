@@ -12,7 +12,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sandpoint.errors import InvalidBackupConfigError
-from sandpoint.models import Compression, describe_invalid
+from sandpoint.models import Compression, KeepRules, describe_invalid
 
 PREFIX = "SANDPOINT_"
 
@@ -47,6 +47,18 @@ class Settings(BaseModel):
     chain_share: Annotated[float, Field(gt=0)] = 0.5
     """Size of all deltas together, as a share of the full layer's."""
 
+    prune_every: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Hours between the prunes of a server, the first at its start; None: it does not prune."""
+
+    keep: KeepRules = KeepRules()
+    """What a server's prunes keep of each directory, as `last=5,hourly=24,daily=7,weekly=4,name=release-*`: `name` as
+    often as needed, its pattern without commas. Without it only expired backups go."""
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _parse_keep(cls, value: object) -> object:
+        return _parse_rules(value) if isinstance(value, str) else value
+
     @field_validator("allowed_dirs", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -61,6 +73,24 @@ class Settings(BaseModel):
     @classmethod
     def _resolve(cls, value: str) -> str:
         return resolve(value)
+
+
+def _parse_rules(text: str) -> dict[str, object]:
+    rules: dict[str, object] = {}
+    names: list[str] = []
+    for part in text.split(","):
+        word, _, value = (each.strip() for each in part.partition("="))
+        field = f"keep_{word}"
+        if word == "name":
+            names.append(value)
+        elif field in KeepRules.model_fields and field not in rules and value.isascii() and value.isdigit():
+            rules[field] = int(value)
+        else:
+            raise ValueError(
+                f"{part!r} is no rule, or the second of its kind; write last=N, hourly=N, daily=N, weekly=N and "
+                "name=PATTERN, separated by commas"
+            )
+    return rules | {"keep_names": names}
 
 
 def resolve(path: str) -> str:

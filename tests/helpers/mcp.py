@@ -18,6 +18,7 @@ from sandpoint.models import (
     DeleteResult,
     Mode,
     Progress,
+    PruneResult,
     Report,
     RestoreResult,
     VerifyResult,
@@ -136,6 +137,7 @@ class FakeService(BackupService):
         other_id: str | None = None,
         *,
         dir: str | None = None,
+        paths: Iterable[str] = (),
         report: Report | None = None,
     ) -> Changes:
         await self._asked("diff", report, backup_id=backup_id, other_id=other_id, dir=dir)
@@ -148,6 +150,20 @@ class FakeService(BackupService):
     async def delete(self, backup_id: str) -> DeleteResult:
         await self._asked("delete", backup_id=backup_id)
         return DeleteResult(id=backup_id, freed_bytes=5)
+
+    async def prune(
+        self,
+        *,
+        keep_last: int | None = None,
+        keep_hourly: int | None = None,
+        keep_daily: int | None = None,
+        keep_weekly: int | None = None,
+        keep_names: Iterable[str] = (),
+        dir: str | None = None,
+        dry_run: bool = False,
+    ) -> PruneResult:
+        await self._asked("prune", keep_last=keep_last, keep_daily=keep_daily, keep_names=tuple(keep_names))
+        return PruneResult(removed=(), abandoned=(), freed_bytes=0)
 
 
 def text(result: CallToolResult) -> str:

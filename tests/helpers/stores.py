@@ -1,7 +1,7 @@
 """What the tests of stores share: a backup written through a store's own protocol."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,9 @@ def describe(backup_id: str, upload: Upload, **changes: Any) -> BackupMetadata:
     return BackupMetadata(**(values | changes))
 
 
-async def upload_files(store: Store, backup_id: str) -> Upload:
+async def upload_files(store: Store, backup_id: str, needs: Collection[StoredLayer] = ()) -> Upload:
     """Begin a backup and write its files."""
-    upload = await store.begin(backup_id)
+    upload = await store.begin(backup_id, needs)
     _write(upload)
     return upload
 

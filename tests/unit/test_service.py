@@ -8,12 +8,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from helpers.stores import id_at, put
+from helpers.stores import describe, id_at, put, upload_files
 from sandpoint import BackupService
-from sandpoint.errors import BackupExpiredError, BackupNotFoundError, InvalidBackupConfigError, SandpointError
-from sandpoint.models import Backup
+from sandpoint.errors import (
+    BackupExpiredError,
+    BackupIntegrityError,
+    BackupNotFoundError,
+    InvalidBackupConfigError,
+    SandpointError,
+)
+from sandpoint.models import Backup, PruneResult
 from sandpoint.sandboxes.local import LocalSandbox
 from sandpoint.stores.local import LocalStore
 
@@ -157,6 +164,128 @@ async def test_prune_takes_what_is_over_and_not_what_is_in_its_buffer(
     assert (result.removed, result.abandoned) == ((FIRST,), ())
     assert result.freed_bytes > 0
     assert listed((await service.list(include_expired=True)).backups) == [THIRD, SECOND]
+
+
+# -- prune --
+
+
+def kept(result: PruneResult) -> dict[str, bool]:
+    return {decision.id: decision.keep for decision in result.decisions}
+
+
+async def test_prune_by_rules(service: BackupService, store: LocalStore) -> None:
+    await put(store, FIRST, name="release-1")
+    await put(store, SECOND)
+    await put(store, THIRD)
+    result = await service.prune(keep_last=1, keep_names=["release-*"])
+    assert kept(result) == {THIRD: True, SECOND: False, FIRST: True}
+    assert [decision.reason for decision in result.decisions] == [
+        "1st of the newest 1",
+        "no rule keeps it",
+        "name 'release-*'",
+    ]
+    assert (result.removed, result.abandoned, result.freed_bytes, result.dry_run) == ((SECOND,), (), 17, False)
+    assert listed((await service.list()).backups) == [THIRD, FIRST]
+    assert sorted(os.listdir(Path(str(store.local_path), "backups"))) == [FIRST, THIRD]
+
+
+async def test_prune_of_one_directory(service: BackupService, store: LocalStore, tmp_path: Path) -> None:
+    for number, dir in enumerate(["/a", "/a", "/b", "/b"]):
+        await put(store, id_at(number), dir=dir)
+    age(tmp_path, id_at(2), seconds=2, ttl=1)
+    result = await service.prune(keep_last=1, dir="/a/")
+    assert kept(result) == {id_at(1): True, id_at(0): False}
+    assert listed((await service.list(include_expired=True)).backups) == [id_at(3), id_at(2), id_at(1)]
+
+
+async def test_a_dry_run_changes_nothing_and_foresees_all(
+    service: BackupService, store: LocalStore, tmp_path: Path
+) -> None:
+    parent = await put(store, FIRST)
+    child = await upload_files(store, SECOND)
+    await store.commit(describe(SECOND, child, layers=(*parent.layers, *describe(SECOND, child).layers)))
+    await put(store, THIRD)
+    age(tmp_path, THIRD, seconds=2, ttl=1)
+    await put(store, id_at(4), dir="/other")
+    await store.hide(id_at(4))
+    files = sorted(Path(str(store.local_path)).rglob("*"))  # noqa: ASYNC240 - a test may wait
+    foreseen = await service.prune(keep_last=1, dry_run=True)
+    assert foreseen.dry_run
+    assert (foreseen.removed, foreseen.abandoned) == ((FIRST, THIRD), (id_at(4),))
+    assert foreseen.freed_bytes == 17 + 17 + 10  # the first one's layer is needed by the second
+    assert sorted(Path(str(store.local_path)).rglob("*")) == files  # noqa: ASYNC240
+    done = await service.prune(keep_last=1)
+    assert done == foreseen.model_copy(update={"dry_run": False})
+
+
+async def test_a_store_that_is_not_there_has_nothing_to_prune(service: BackupService, tmp_path: Path) -> None:
+    for dry_run in (True, False):
+        result = await service.prune(keep_last=1, dry_run=dry_run)
+        assert (result.removed, result.abandoned, result.freed_bytes, result.decisions) == ((), (), 0, ())
+    assert not (tmp_path / "store").exists()
+
+
+async def test_prune_says_what_damage_keeps_it_from_freeing(
+    service: BackupService, store: LocalStore, tmp_path: Path
+) -> None:
+    for backup_id in (FIRST, SECOND, THIRD):
+        await put(store, backup_id)
+    (tmp_path / "store" / "backups" / SECOND / "meta.json").write_text("{")
+    with pytest.raises(BackupIntegrityError, match=f"backup {SECOND} is damaged"):
+        await service.prune(keep_last=1, dry_run=True)
+    assert listed((await service.list()).backups) == [THIRD, FIRST]
+    with pytest.raises(BackupIntegrityError, match=rf"^1 backups were deleted, .* no space .* {SECOND} .*delete that"):
+        await service.prune(keep_last=1)
+    assert listed((await service.list()).backups) == [THIRD]
+    await service.delete(SECOND)
+    assert os.listdir(tmp_path / "store" / "backups") == [THIRD]
+
+
+async def test_prune_waits_for_its_turn(service: BackupService, store: LocalStore, tmp_path: Path) -> None:
+    await put(store, FIRST)
+    await put(store, SECOND)
+    async with LocalSandbox(str(tmp_path / "state")).turn():
+        with anyio.move_on_after(0.1):
+            await service.prune(keep_last=1)
+        assert listed((await service.list()).backups) == [SECOND, FIRST]
+
+
+async def test_prune_forgets_old_notes_of_captures(service: BackupService, tmp_path: Path) -> None:
+    sandbox = LocalSandbox(str(tmp_path / "state"))
+    for dir in ("/old", "/new"):
+        await sandbox.note_capture(dir, FIRST)
+    old = next(iter((tmp_path / "state" / "captures").iterdir()))
+    os.utime(old, (0, 0))
+    await service.prune(dry_run=True)
+    assert old.exists()
+    await service.prune()
+    assert not old.exists()
+    assert len(os.listdir(tmp_path / "state" / "captures")) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"keep_last": 0}, "keep_last: Input should be greater than or equal to 1 (got 0)"),
+        ({"keep_hourly": True}, "keep_hourly: Input should be a valid integer (got True)"),
+        ({"keep_daily": "3"}, "keep_daily: Input should be a valid integer (got '3')"),
+        ({"keep_weekly": 1.0}, "keep_weekly: "),
+        ({"keep_names": "release-*"}, "keep_names: "),
+        ({"keep_names": [""]}, "keep_names.0: "),
+        ({"keep_names": ["a\n"]}, "keep_names.0: a pattern may not hold control characters"),
+        ({"dir": 5}, "dir: "),
+        ({"dir": "work"}, "dir: 'work' is relative"),
+        ({"dry_run": 1}, "dry_run: "),
+    ],
+)
+async def test_a_bad_prune_removes_nothing(
+    service: BackupService, store: LocalStore, options: dict[str, Any], why: str
+) -> None:
+    await put(store, FIRST)
+    with pytest.raises(InvalidBackupConfigError) as caught:
+        await service.prune(**options)
+    assert str(caught.value).startswith(why)
+    assert listed((await service.list()).backups) == [FIRST]
 
 
 # -- delete --

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sandpoint.errors import InvalidBackupConfigError
+from sandpoint.models import KeepRules
 from sandpoint.settings import Settings, read_settings, resolve
 
 
@@ -35,10 +36,24 @@ def test_the_default_state_directory_is_where_links_lead(tmp_path: Path, monkeyp
         ("SANDPOINT_ALLOWED_DIRS", ":", "allowed_dirs", ()),
         ("SANDPOINT_STATE_DIR", "/srv/state", "state_dir", "/srv/state"),
         ("SANDPOINT_COMPRESSION", "lz4", "compression", "lz4"),
+        ("SANDPOINT_PRUNE_EVERY", "0.5", "prune_every", 0.5),
+        ("SANDPOINT_KEEP", "last=5", "keep", KeepRules(keep_last=5)),
+        (
+            "SANDPOINT_KEEP",
+            "last=1, hourly=2,daily=3,weekly=4,name=release-*, name=a=b",
+            "keep",
+            KeepRules(keep_last=1, keep_hourly=2, keep_daily=3, keep_weekly=4, keep_names=("release-*", "a=b")),
+        ),
     ],
 )
 def test_each_variable(variable: str, value: str, field: str, expected: object) -> None:
     assert getattr(read_settings({variable: value}), field) == expected
+
+
+def test_a_server_does_not_prune_unless_told() -> None:
+    settings = read_settings({})
+    assert settings.prune_every is None
+    assert not settings.keep
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
@@ -62,6 +77,18 @@ def test_an_override_to_no_directories_is_not_lost() -> None:
         ({"SANDPOINT_COMPRESSION": "gzip"}, "compression"),
         ({"SANDPOINT_STATE_DIR": "state"}, "state_dir: 'state' is relative"),
         ({"SANDPOINT_ALLOWED_DIRS": "/srv:work"}, "allowed_dirs: 'work' is relative"),
+        ({"SANDPOINT_PRUNE_EVERY": "0"}, "prune_every: Input should be greater than 0"),
+        ({"SANDPOINT_PRUNE_EVERY": "inf"}, "prune_every: Input should be a finite number"),
+        ({"SANDPOINT_PRUNE_EVERY": "daily"}, "prune_every: Input should be a valid number"),
+        ({"SANDPOINT_KEEP": "5"}, "keep: '5' is no rule, .* write last=N"),
+        ({"SANDPOINT_KEEP": "last=x"}, "keep: 'last=x' is no rule"),
+        ({"SANDPOINT_KEEP": "last=-1"}, "keep: 'last=-1' is no rule"),
+        ({"SANDPOINT_KEEP": "last=1,last=2"}, "keep: 'last=2' is no rule, or the second of its kind"),
+        ({"SANDPOINT_KEEP": "names=x"}, "keep: 'names=x' is no rule"),
+        ({"SANDPOINT_KEEP": "yearly=1"}, "keep: 'yearly=1' is no rule"),
+        ({"SANDPOINT_KEEP": "last=5,"}, "keep: '' is no rule"),
+        ({"SANDPOINT_KEEP": "last=0"}, "keep.keep_last: Input should be greater than or equal to 1"),
+        ({"SANDPOINT_KEEP": "name="}, "keep.keep_names.0: String should have at least 1 character"),
     ],
 )
 def test_a_bad_value_is_named(environment: dict[str, str], named: str) -> None:

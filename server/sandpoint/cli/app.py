@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from sandpoint.cli.cat import cat
 from sandpoint.cli.create import create
-from sandpoint.cli.delete import delete, prune
+from sandpoint.cli.delete import delete
 from sandpoint.cli.diff import diff
 from sandpoint.cli.doctor import doctor
 from sandpoint.cli.failures import Failure, describe, show_failure
 from sandpoint.cli.list import list_backups
+from sandpoint.cli.prune import prune
 from sandpoint.cli.restore import restore
 from sandpoint.cli.serve import serve
 from sandpoint.cli.terminal import say
@@ -26,6 +28,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "restore": restore,
     "list": list_backups,
     "diff": diff,
+    "cat": cat,
     "verify": verify,
     "delete": delete,
     "prune": prune,

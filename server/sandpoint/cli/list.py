@@ -1,6 +1,5 @@
 """`sandpoint list`."""
 
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -9,13 +8,10 @@ import typer
 
 from sandpoint.cli.options import Common, Json, Sandbox, Store
 from sandpoint.cli.run import run
-from sandpoint.cli.terminal import local_time, printable, say, say_columns, size
+from sandpoint.cli.terminal import Column, local_time, printable, say, say_table, size
 
 if TYPE_CHECKING:
     from sandpoint.models import Backup, BackupPage
-
-WIDE = 120
-"""Columns of a terminal from which the table has all its columns."""
 
 
 def list_backups(
@@ -43,16 +39,16 @@ def list_backups(
     )
 
 
-COLUMNS: tuple[tuple[str, bool, "Callable[[Backup], str]"], ...] = (
-    ("ID", True, lambda backup: backup.id),
-    ("CREATED", True, lambda backup: local_time(backup.created_at, seconds=False)),
-    ("EXPIRES", False, lambda backup: local_time(backup.expires_at, seconds=False)),
-    ("SIZE", False, lambda backup: size(backup.size_bytes)),
-    ("FILES", False, lambda backup: f"{backup.file_count:,}"),
-    ("NAME", True, lambda backup: printable(backup.name or "")),
-    ("DIRECTORY", True, lambda backup: printable(backup.dir)),
+COLUMNS: tuple[tuple[Column, "Callable[[Backup], str]"], ...] = (
+    (Column("ID"), lambda backup: backup.id),
+    (Column("CREATED"), lambda backup: local_time(backup.created_at, seconds=False)),
+    (Column("EXPIRES", narrow=False), lambda backup: local_time(backup.expires_at, seconds=False)),
+    (Column("SIZE", narrow=False, right=True), lambda backup: size(backup.size_bytes)),
+    (Column("FILES", narrow=False, right=True), lambda backup: f"{backup.file_count:,}"),
+    (Column("NAME", folds=True), lambda backup: printable(backup.name or "")),
+    (Column("DIRECTORY", folds=True), lambda backup: printable(backup.dir)),
 )
-"""Heading, whether a narrow terminal has it too, and the cell."""
+"""Each column with its cell."""
 
 
 def show_page(page: "BackupPage", *, filtered: bool, now: datetime) -> None:
@@ -60,35 +56,10 @@ def show_page(page: "BackupPage", *, filtered: bool, now: datetime) -> None:
     if not page.backups:
         say("No backup matches." if filtered else "No backups yet. Make one with: sandpoint create DIR")
         return
-    rows = [[cell(backup) for _, _, cell in COLUMNS] for backup in page.backups]
+    rows = [[cell(backup) for _, cell in COLUMNS] for backup in page.backups]
     for row, backup in zip(rows, page.backups, strict=True):
         if backup.expires_at <= now:
             row[2] += " (over)"
-    if sys.stdout.isatty():
-        _show_table(rows)
-    else:
-        say_columns([[heading for heading, _, _ in COLUMNS], *rows])
+    say_table([column for column, _ in COLUMNS], rows)
     if page.next_cursor:
         say(f"There are more; go on with the same command and --cursor {printable(page.next_cursor)}")
-
-
-def _show_table(rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    chosen = [index for index, (_, narrow, _) in enumerate(COLUMNS) if narrow or console.width >= WIDE]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index in chosen:
-        heading = COLUMNS[index][0]
-        folds = heading in {"NAME", "DIRECTORY"}
-        table.add_column(
-            Text(heading.capitalize()),
-            no_wrap=not folds,
-            overflow="fold",
-            justify="right" if heading in {"SIZE", "FILES"} else "left",
-        )
-    for row in rows:
-        table.add_row(*(Text(row[index]) for index in chosen))
-    console.print(table)

@@ -18,7 +18,9 @@ def serve(
 ) -> int:
     """Serve agents by the Model Context Protocol.
 
-    Backups are held to SANDPOINT_ALLOWED_DIRS, by default the working directory.
+    Backups are held to SANDPOINT_ALLOWED_DIRS, by default the working directory. Where SANDPOINT_PRUNE_EVERY says
+    so, the store is pruned at the start and every so many hours; SANDPOINT_KEEP says what then stays, such as
+    last=5,daily=7,name=release-*; without it only expired backups go.
     """
     try:
         from sandpoint.cli.startup import loaded

@@ -4,10 +4,14 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TextIO
 
 Colour = Literal["green", "yellow", "red", "cyan"]
+
+WIDE = 120
+"""Columns of a terminal from which tables have all their columns."""
 
 _CODES: dict[Colour, int] = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
 
@@ -94,6 +98,37 @@ def say_fields(fields: Iterable[tuple[str, str]]) -> None:
     """Print labels and values, one pair a line, aligned."""
     for label, value in fields:
         say(f"  {label:<8} {value}")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: `narrow` terminals have it too, its cells may be folded, and stand on the right."""
+
+    heading: str
+    narrow: bool = True
+    folds: bool = False
+    right: bool = False
+
+
+def say_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that fits on a terminal, and aligned columns elsewhere."""
+    if not sys.stdout.isatty():
+        say_columns([[column.heading for column in columns], *rows])
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    chosen = [index for index, column in enumerate(columns) if column.narrow or console.width >= WIDE]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in (columns[index] for index in chosen):
+        heading = Text(column.heading.capitalize())
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        table.add_column(heading, no_wrap=not column.folds, overflow="fold", justify=justify)
+    for row in rows:
+        table.add_row(*(Text(row[index]) for index in chosen))
+    console.print(table)
 
 
 def say_columns(rows: Sequence[Sequence[str]]) -> None:

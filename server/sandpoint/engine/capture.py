@@ -23,7 +23,7 @@ from sandpoint.engine.overlay import Overlay, own_overlays, shown_by
 from sandpoint.engine.plan import Comparison, is_at_or_below, make_plan
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Check, Monitor
-from sandpoint.engine.upper import Changed, changed_since, delta_manifest
+from sandpoint.engine.upper import Changed, changed_since, delta_manifest, made_anew
 from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, walk_tree
 from sandpoint.errors import BackupCreateError, BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import Captured, CaptureRequest, Kind, Parent, StoredFile
@@ -263,7 +263,9 @@ def _capture_upper(
         with shown_by(overlay.record.layers, work) as before:
             for _ in range(_ATTEMPTS):
                 started = time.time_ns()
-                changed = changed_since(before, place.fd, upper, monitor.check, rules=rules, links=header.hardlinks)
+                changed = changed_since(
+                    before, place.fd, upper, monitor.check, rules=rules, links=header.hardlinks, made=made_anew(header)
+                )
                 if changed.plan.is_empty:
                     return _Made("delta", None, None, header, parent.file_count, parent.total_bytes)
                 delta = Delta(changed.plan, changed.now)

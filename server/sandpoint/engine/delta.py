@@ -31,7 +31,7 @@ _TYPES = {
     stat.S_IFCHR: tarfile.CHRTYPE,
     stat.S_IFBLK: tarfile.BLKTYPE,
 }
-"""A socket has no type in a tar file: the manifest alone knows of it."""
+"""A socket has no type in a tar file: the manifest alone knows of it, and the layer hides what was there before."""
 
 
 class Delta:
@@ -115,6 +115,8 @@ def _feed(tool: tools.Tool, entry: Entry, root: int, stamps: bool, moved: dict[b
         _feed_file(tool, entry, root, stamps, moved)
     elif entry.kind in _TYPES:
         tool.feed(_entry_header(entry, _TYPES[entry.kind], target=entry.target))
+    else:
+        tool.feed(_header(entry.path, tarfile.CHRTYPE))
 
 
 def _feed_file(tool: tools.Tool, entry: Entry, root: int, stamps: bool, moved: dict[bytes, int]) -> None:

@@ -4,6 +4,7 @@ A manifest file is one zstd frame of: the 8 bytes `SNDPMAN1`, the length of the 
 header and the entries, both MessagePack. Paths, link targets and xattrs are bytes: names need not be UTF-8.
 """
 
+import os
 import stat
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -263,6 +264,19 @@ def display(path: bytes) -> str:
     """Return a path for people and JSON: bytes that are not UTF-8, and control characters, are escaped."""
     text = path.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def paths_named(names: Sequence[str], trees: Iterable[Manifest]) -> list[bytes]:
+    """Return the paths that some names stand for, each as it is or as `display` shows it; what is unknown stays."""
+    paths = [os.fsencode(name) for name in names]
+    trees = tuple(trees)
+    if all(any(path in tree.entries for tree in trees) for path in paths):
+        return paths
+    shown = {display(path): path for tree in trees for path in tree.entries}
+    return [
+        path if any(path in tree.entries for tree in trees) else shown.get(name, path)
+        for name, path in zip(names, paths, strict=True)
+    ]
 
 
 def has_acl(xattrs: Mapping[bytes, bytes] | None) -> bool:

@@ -110,12 +110,16 @@ class State:
             if name.startswith(_TRIAL) and time.time() - os.lstat(folder).st_mtime > _TRIAL_ENDS_S:
                 self._clear(folder)
 
-    def forget_checked(self) -> None:
-        """Remove notes of checked files that are a month old: a note that is missed only costs a reading."""
-        for name in os.listdir(self.checked):
-            path = os.path.join(self.checked, name)
-            if time.time() - os.lstat(path).st_mtime > _NOTES_END_S:
-                os.unlink(path)
+    def forget_old_notes(self) -> None:
+        """Remove notes of checked files and of captures that are a month old: most are of what is long gone.
+
+        One that is missed only costs a reading, or a search for the last backup.
+        """
+        for folder in (self.checked, self._captures):
+            for name in os.listdir(folder):
+                path = os.path.join(folder, name)
+                if time.time() - os.lstat(path).st_mtime > _NOTES_END_S:
+                    os.unlink(path)
 
     def _clear(self, folder: str) -> None:
         unmount_below(folder)

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -43,6 +43,7 @@ def changed_since(
     *,
     rules: Rules | None = None,
     links: Sequence[Sequence[bytes]] | None = None,
+    made: Iterable[Entry] = (),
 ) -> Changed:
     """Return the steps that led from what an overlay hides to what it shows.
 
@@ -52,6 +53,7 @@ def changed_since(
         upper: A descriptor of the upper layer. Nobody else may write to it.
         check: May raise to stop.
         rules: What is left out.
+        made: Entries of the hidden tree that its layers do not show, and that were made in the upper layer.
         links: Groups of hard links among what the overlay hides; None where hard links do not count.
 
     Raises:
@@ -66,6 +68,9 @@ def changed_since(
         check()
         for root, entries in ((before, source), (now, target)):
             entries.update((entry.path, entry) for entry in _entries(root, path, rules, excluded, whole=whole))
+    for entry in made:
+        source[entry.path] = entry
+        target.update((each.path, each) for each in _entries(now, entry.path, Rules(), [], whole=False))
     if links is not None:
         _bring_links(source, target, before, now, links)
         _link(source, before)
@@ -77,6 +82,12 @@ def changed_since(
     header = Header(started_ns=0, stamps=False, excluded=tuple(sorted(set(excluded))))
     was, is_now = make_manifest(header, source.values()), make_manifest(header, target.values())
     return Changed(make_plan(was, is_now, differ=differ, comparison=Comparison()), was, is_now)
+
+
+def made_anew(header: Header) -> list[Entry]:
+    """Return the entries of a tree that are not in its layers: sockets, and directories of mounts."""
+    mounts = frozenset(header.mounts)
+    return [entry for entry in header.beyond_squashfs if stat.S_ISSOCK(entry.mode) or entry.path in mounts]
 
 
 def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes], before: int) -> Manifest:
@@ -98,13 +109,13 @@ def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes],
     for group, left in zip(header.hardlinks, groups, strict=True):
         if left and len(left) < len(group):
             entries |= {entry.path: entry for entry in _relinked(left, before)}
-    beyond = {entry.path: entry for entry in header.beyond_squashfs if entry.path not in gone}
-    beyond |= {entry.path: entry for entry in beyond_squashfs(entries.values(), frozenset(header.mounts), delta=True)}
+    shown = {entry.path: entry for entry in header.beyond_squashfs if entry.path not in gone} | entries
+    beyond = beyond_squashfs(shown.values(), frozenset(header.mounts), delta=True)
     return make_manifest(
         msgspec.structs.replace(
             header,
             excluded=tuple(sorted({*header.excluded, *changed.now.header.excluded})),
-            beyond_squashfs=tuple(beyond[path] for path in sorted(beyond)),
+            beyond_squashfs=tuple(sorted(beyond, key=lambda entry: entry.path)),
             linked_outside=(),
             hardlinks=tuple(
                 sorted((*(left for left in groups if len(left) > 1), *map(tuple, changed.now.hardlink_groups.values())))

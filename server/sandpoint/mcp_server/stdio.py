@@ -6,12 +6,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import anyio
 
 from sandpoint.errors import InvalidBackupConfigError, SandpointError
+from sandpoint.mcp_server.schedule import prune_regularly
 from sandpoint.mcp_server.server import build_lazy_server
 from sandpoint.service import BackupService, open_service
 from sandpoint.settings import Settings
@@ -29,6 +30,8 @@ def serve(settings: Settings | SandpointError) -> None:
     reason. So settings that cannot be used do not end it: the reason is written to stderr once, the server
     starts, and every tool call answers with the coded error. It tries again at each call, so a store that
     comes back is used. Settings that could not even be read are passed as the error that said so.
+
+    Where the settings say so (`prune_every`, `keep`), the store is pruned meanwhile.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     settings = _with_allowed_dirs(settings)
@@ -46,6 +49,8 @@ def serve(settings: Settings | SandpointError) -> None:
         end_input = _relay_stdin()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_end_on_signal, end_input)
+            if isinstance(settings, Settings) and settings.prune_every is not None:
+                tasks.start_soon(partial(prune_regularly, opener, settings.keep, every_s=settings.prune_every * 3600))
             await server.run_stdio_async()
             tasks.cancel_scope.cancel()
 

@@ -3,6 +3,8 @@
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from anyio.abc import ByteReceiveStream
+
 from sandpoint.models import (
     Applied,
     ApplyRequest,
@@ -12,6 +14,8 @@ from sandpoint.models import (
     CaptureRequest,
     Changes,
     CompareRequest,
+    ContentChanges,
+    ReadRequest,
     Report,
     Strict,
 )
@@ -69,6 +73,19 @@ class Sandbox(Protocol):
         """Return what changed from one backup to another."""
         ...
 
+    async def compare_contents(
+        self, backup: CompareRequest, other: CompareRequest | None, max_bytes: int, report: Report
+    ) -> ContentChanges:
+        """Return what changed since a backup, with contents: in its directory, or up to another backup.
+
+        The patches are no longer than `max_bytes` in all.
+        """
+        ...
+
+    async def open_file(self, request: ReadRequest, report: Report) -> ByteReceiveStream:
+        """Open a file of a backup; what the stream gives out was checked. It may be read after the turn."""
+        ...
+
     async def restore(self, request: ApplyRequest, report: Report) -> Applied:
         """Make a directory equal to a backup, or leave it as it was."""
         ...
@@ -89,7 +106,7 @@ class Sandbox(Protocol):
         """Take the overlay on a directory down, and drop what was written to it."""
         ...
 
-    async def prune(self) -> list[str]:
+    async def prune(self, *, dry_run: bool = False) -> list[str]:
         """Drop overlays that are mounted no more, with what was written to them; return their directories."""
         ...
 

@@ -9,14 +9,19 @@ from typing import Literal, TypeVar
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+from anyio.abc import ByteReceiveStream
+from anyio.streams.file import FileReadStream
 
 from sandpoint.engine import capture as capture_engine
+from sandpoint.engine import compare as compare_engine
 from sandpoint.engine import overlay as overlays
+from sandpoint.engine import reading
 from sandpoint.engine import restore as restore_engine
 from sandpoint.engine.capabilities import find_capabilities
 from sandpoint.engine.directory import check_allowed, parse_directory
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
+from sandpoint.errors import StoreUnavailableError
 from sandpoint.models import (
     Applied,
     ApplyRequest,
@@ -25,7 +30,9 @@ from sandpoint.models import (
     CaptureRequest,
     Changes,
     CompareRequest,
+    ContentChanges,
     Progress,
+    ReadRequest,
     Report,
 )
 from sandpoint.sandboxes.base import LastCapture, OverlayState
@@ -53,6 +60,17 @@ class _ThreadMonitor:
         if phase != self._phase or now - self._last >= _REPORT_EVERY_S:
             self._phase, self._last = phase, now
             anyio.from_thread.run(self._report, Progress(phase=phase, done=done, total=total))
+
+
+class _LayerFile(FileReadStream):
+    """An open file of a layer."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        try:
+            return await super().receive(max_bytes)
+        except anyio.BrokenResourceError as error:
+            why = error.__cause__ or error
+            raise StoreUnavailableError(f"the file cannot be read to its end: {why}") from error
 
 
 class LocalSandbox:
@@ -122,14 +140,26 @@ class LocalSandbox:
         self._state.note_capture(dir, backup_id)
 
     async def compare(self, request: CompareRequest, report: Report) -> Changes:
-        """Compare a directory with a backup; see `sandpoint.engine.restore.compare`."""
-        return await self._run(lambda monitor: restore_engine.compare(request, self._state, monitor), report)
+        """Compare a directory with a backup; see `sandpoint.engine.compare.compare`."""
+        return await self._run(lambda monitor: compare_engine.compare(request, self._state, monitor), report)
 
     async def compare_backups(self, older: CompareRequest, newer: CompareRequest, report: Report) -> Changes:
-        """Compare two backups; see `sandpoint.engine.restore.compare_backups`."""
+        """Compare two backups; see `sandpoint.engine.compare.compare_backups`."""
         return await self._run(
-            lambda monitor: restore_engine.compare_backups(older, newer, self._state, monitor), report
+            lambda monitor: compare_engine.compare_backups(older, newer, self._state, monitor), report
         )
+
+    async def compare_contents(
+        self, backup: CompareRequest, other: CompareRequest | None, max_bytes: int, report: Report
+    ) -> ContentChanges:
+        """Compare a backup with its directory or another; see `sandpoint.engine.compare.compare_contents`."""
+        return await self._run(
+            lambda monitor: compare_engine.compare_contents(backup, other, max_bytes, self._state, monitor), report
+        )
+
+    async def open_file(self, request: ReadRequest, report: Report) -> ByteReceiveStream:
+        """Open a file of a backup; see `sandpoint.engine.reading.open_file`."""
+        return _LayerFile(await self._run(lambda monitor: reading.open_file(request, self._state, monitor), report))
 
     async def restore(self, request: ApplyRequest, report: Report) -> Applied:
         """Restore a directory; see `sandpoint.engine.restore.restore`.
@@ -174,14 +204,16 @@ class LocalSandbox:
         self._state.prepare()
         return next((o for o in overlays.own_overlays(self._state, dir) if o.record.dir == dir), None)
 
-    async def prune(self) -> list[str]:
-        """Drop overlays that are mounted no more; return their directories."""
+    async def prune(self, *, dry_run: bool = False) -> list[str]:
+        """Drop overlays that are mounted no more, and old notes; return the overlays' directories."""
 
         def work() -> list[str]:
-            self._state.forget_checked()
+            self._state.prepare()
             lost = overlays.orphans(self._state)
-            for overlay in lost:
-                overlay.discard()
+            if not dry_run:
+                self._state.forget_old_notes()
+                for overlay in lost:
+                    overlay.discard()
             return [overlay.record.dir for overlay in lost]
 
         return await anyio.to_thread.run_sync(work)

@@ -128,5 +128,13 @@ class Store(Protocol):
         ...
 
     async def reclaim(self) -> tuple[list[str], int]:
-        """Remove files that no visible backup names and nobody is writing; return whose, and how many bytes."""
+        """Remove files that no visible backup names and nobody is writing; return whose, and how many bytes.
+
+        Raises:
+            BackupIntegrityError: A visible backup's metadata is damaged: what it needs is not known.
+        """
+        ...
+
+    async def reclaimable(self, without: Collection[str] = ()) -> tuple[list[str], int]:
+        """Return what `reclaim` would, were some backups hidden; nothing is changed."""
         ...

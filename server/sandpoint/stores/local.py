@@ -105,16 +105,18 @@ class LocalStore:
         with self._available():
             with self._locked():
                 for left in self._dead_writers():
-                    self._clear(left)
+                    self._clear_parts(left)
+                    self._remove_marker(left)
                 marker = os.open(
                     os.path.join(self._incoming, backup_id),
                     os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
                     0o600,
                 )
+                self._writing[backup_id] = marker
                 fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Under the lock: `reclaim` either sees what is needed, or was done before and is seen here.
-                os.write(marker, "\n".join(stored.key for stored in needs).encode())
-            self._writing[backup_id] = marker
+                with open(marker, "w", closefd=False) as file:
+                    file.write("\n".join(stored.key for stored in needs))
             self._check_there(backup_id, needs)
             os.mkdir(self._folder(backup_id), 0o700)
             sync_directory(self._backups)
@@ -145,9 +147,14 @@ class LocalStore:
         finally:
             os.close(fd)
 
+    def _markers(self) -> list[str]:
+        with suppress(FileNotFoundError):
+            return os.listdir(self._incoming)
+        return []
+
     def _dead_writers(self) -> list[str]:
         dead = []
-        for name in os.listdir(self._incoming):
+        for name in self._markers():
             try:
                 fd = os.open(os.path.join(self._incoming, name), os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -161,15 +168,16 @@ class LocalStore:
                 os.close(fd)
         return dead
 
-    def _clear(self, backup_id: str) -> None:
-        """Remove a backup's files unless it is visible, then the marker of its writer."""
+    def _clear_parts(self, backup_id: str) -> None:
+        """Remove the files of a backup that was not committed."""
         folder = self._folder(backup_id)
-        if os.path.isdir(folder) and not os.path.exists(os.path.join(folder, METADATA_NAME)):
+        if os.path.isdir(folder) and not self._is_visible(backup_id):
             shutil.rmtree(folder)
         else:
             self._clear_unfinished(folder)
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(self._incoming, backup_id))
+
+    def _is_visible(self, backup_id: str) -> bool:
+        return os.path.exists(os.path.join(self._folder(backup_id), METADATA_NAME))
 
     @staticmethod
     def _clear_unfinished(folder: str) -> None:
@@ -187,18 +195,31 @@ class LocalStore:
         with self._available():
             content = metadata.model_dump_json(by_alias=True, indent=2)
             write_new(os.path.join(self._folder(metadata.id), METADATA_NAME), content.encode() + b"\n")
-            self._finish(metadata.id)
+            self._remove_marker(metadata.id)
+        self._release(metadata.id)
 
     async def abandon(self, backup_id: str) -> None:
         """Remove what was written, unless it is visible already."""
         await anyio.to_thread.run_sync(self._finish, backup_id)
 
     def _finish(self, backup_id: str) -> None:
+        if backup_id not in self._writing:
+            return
+        try:
+            with self._available():
+                self._clear_parts(backup_id)
+                self._remove_marker(backup_id)
+        finally:
+            self._release(backup_id)  # what could not be cleared now is a dead writer's to others
+
+    def _release(self, backup_id: str) -> None:
         marker = self._writing.pop(backup_id, None)
         if marker is not None:
-            with self._available():
-                self._clear(backup_id)
             os.close(marker)
+
+    def _remove_marker(self, backup_id: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._incoming, backup_id))
 
     # -- reading --
 
@@ -277,40 +298,84 @@ class LocalStore:
         await anyio.to_thread.run_sync(self._hide, backup_id)
 
     def _hide(self, backup_id: str) -> None:
+        folder = self._folder(backup_id)
+        metadata = os.path.join(folder, METADATA_NAME)
         with self._available():
-            with suppress(FileNotFoundError):  # a writer that died after its commit: without this mark it is no writer
-                os.unlink(os.path.join(self._incoming, backup_id))
             try:
-                os.unlink(os.path.join(self._folder(backup_id), METADATA_NAME))
+                os.stat(metadata)  # not there: perhaps it is being written, and the marker is its writer's
+                with self._locked():
+                    # A writer that died after its commit left its marker: whoever cleared up after it now, before
+                    # this is done or after, would remove layers that others need.
+                    self._remove_marker(backup_id)
+                    os.unlink(metadata)
+                    sync_directory(folder)
             except FileNotFoundError:
                 raise _not_found(backup_id) from None
-            sync_directory(self._folder(backup_id))
 
     async def reclaim(self) -> tuple[list[str], int]:
         """Remove files of hidden and abandoned backups that no visible one names."""
         return await anyio.to_thread.run_sync(self._reclaim)
 
     def _reclaim(self) -> tuple[list[str], int]:
-        with self._available(), suppress(FileNotFoundError), self._locked():
+        if not os.path.isdir(self._path):
+            return [], 0
+        with self._available(), self._locked():
             for left in self._dead_writers():
                 self._clear_unfinished(self._folder(left))
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(self._incoming, left))
-            writing = set(os.listdir(self._incoming))
-            hidden = [
-                backup_id
-                for backup_id in self._ids()
-                if backup_id not in writing and not os.path.exists(os.path.join(self._folder(backup_id), METADATA_NAME))
-            ]
-            needed = self._named_keys() | self._awaited_keys(writing) if hidden else set()
-            freed = [self._remove_unneeded(backup_id, needed) for backup_id in hidden]
-            return [backup_id for backup_id, size in zip(hidden, freed, strict=True) if size >= 0], sum(
-                size for size in freed if size > 0
-            )
-        return [], 0
+                self._remove_marker(left)
+            unneeded = self._unneeded(self._markers(), ())
+            freed = sum(self._remove(backup_id, names) for backup_id, names in unneeded.items())
+            return list(unneeded), freed
 
-    def _named_keys(self) -> set[str]:
-        return {stored.key for metadata in self._read_strictly() for stored in (*metadata.manifests, *metadata.layers)}
+    async def reclaimable(self, without: Collection[str] = ()) -> tuple[list[str], int]:
+        """Return what `reclaim` would, were some backups hidden."""
+        return await anyio.to_thread.run_sync(self._reclaimable, without)
+
+    def _reclaimable(self, without: Collection[str]) -> tuple[list[str], int]:
+        if not os.path.isdir(self._path):
+            return [], 0
+        with self._available(), self._locked():
+            writing = {*self._markers()} - {*self._dead_writers()}
+            unneeded = self._unneeded(writing, without)
+            return list(unneeded), sum(
+                os.lstat(os.path.join(self._folder(backup_id), name)).st_size
+                for backup_id, names in unneeded.items()
+                for name in names
+            )
+
+    def _unneeded(self, writing: Collection[str], without: Collection[str]) -> dict[str, list[str]]:
+        """Return the files of hidden backups that no visible one names, by backup; none for an empty folder.
+
+        Under the lock, so that nobody begins. Others may end meanwhile: a writer makes its backup visible before it
+        removes its marker, so the markers are read first, and what one of them no longer said the metadata does.
+        """
+        hidden = [
+            backup_id
+            for backup_id in self._ids()
+            if backup_id not in writing and (backup_id in without or not self._is_visible(backup_id))
+        ]
+        if not hidden:
+            return {}
+        needed = self._awaited_keys(writing)
+        needed |= self._named_keys(without)
+        found: dict[str, list[str]] = {}
+        for backup_id in hidden:
+            names = [name for name in os.listdir(self._folder(backup_id)) if name != METADATA_NAME]
+            unneeded = [name for name in names if key_of(backup_id, name) not in needed]
+            if unneeded or not names:
+                found[backup_id] = unneeded
+        return found
+
+    def _remove(self, backup_id: str, names: Iterable[str]) -> int:
+        """Remove files of a hidden backup, and its folder with the last; return their bytes."""
+        folder = self._folder(backup_id)
+        freed = 0
+        for name in names:
+            freed += os.lstat(os.path.join(folder, name)).st_size
+            os.unlink(os.path.join(folder, name))
+        if not os.listdir(folder):
+            os.rmdir(folder)
+        return freed
 
     def _awaited_keys(self, writing: Iterable[str]) -> set[str]:
         """Return what backups that are being written will name."""
@@ -320,24 +385,18 @@ class LocalStore:
                 keys.update(marker.read().split("\n"))
         return keys
 
-    def _read_strictly(self) -> list[BackupMetadata]:
+    def _named_keys(self, without: Collection[str]) -> set[str]:
+        return {
+            stored.key
+            for metadata in self._read_strictly(without)
+            for stored in (*metadata.manifests, *metadata.layers)
+        }
+
+    def _read_strictly(self, without: Collection[str]) -> list[BackupMetadata]:
         # A backup whose metadata cannot be read may need any layer: nothing is reclaimed until it is dealt with.
         found = []
         for backup_id in self._ids():
-            with suppress(BackupNotFoundError):
-                found.append(self._read(backup_id))
+            if backup_id not in without:
+                with suppress(BackupNotFoundError):
+                    found.append(self._read(backup_id))
         return found
-
-    def _remove_unneeded(self, backup_id: str, needed: set[str]) -> int:
-        """Remove a hidden backup's files; return their bytes, -1 where all are still needed."""
-        folder = self._folder(backup_id)
-        freed, removed = 0, False
-        for name in os.listdir(folder):
-            if key_of(backup_id, name) not in needed:
-                freed += os.lstat(os.path.join(folder, name)).st_size
-                os.unlink(os.path.join(folder, name))
-                removed = True
-        if not os.listdir(folder):
-            os.rmdir(folder)
-            removed = True
-        return freed if removed else -1

@@ -48,7 +48,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["crate"], "Did you mean 'create'?"),
+        (["restor"], "Did you mean 'restore'?"),
         (["create"], "Missing argument 'DIR'"),
         (["create", "/a", "/b"], "unexpected extra argument"),
         (["create", "/a", "--ttl", "soon"], "--ttl"),

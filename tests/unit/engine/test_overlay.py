@@ -64,5 +64,5 @@ def test_notes_of_checked_files_end(tmp_path: Path) -> None:
         path.touch()
         then = time.time() - age_days * 86400
         os.utime(path, (then, then))
-    state.forget_checked()
+    state.forget_old_notes()
     assert os.listdir(state.checked) == ["young"]

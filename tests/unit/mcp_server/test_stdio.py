@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,20 @@ from pathlib import Path
 from helpers.mcp import FakeService
 from sandpoint.errors import InvalidBackupConfigError, StoreUnavailableError
 from sandpoint.mcp_server import serve, stdio
+from sandpoint.models import KeepRules
 from sandpoint.settings import Settings
 
 class Service(FakeService):
+    async def prune(self, **options):
+        if Path("failing").exists():
+            Path("failing").unlink()
+            raise ValueError("of no known kind")
+        return await super().prune(**options)
+
     async def _asked(self, operation, report=None, **options):
         print("printed by mistake", flush=True)
+        with Path("asked").open("a") as log:
+            log.write(f"{operation} {options}\\n")
         Path("started").touch()
         try:
             await super()._asked(operation, report, **options)
@@ -52,10 +62,11 @@ class Server:
 
     def __init__(self, cwd: Path, serve: str) -> None:
         self.cwd = cwd
+        path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(PROGRAM) + serve],
             cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(TESTS), "SANDPOINT_ALLOWED_DIRS": ""},
+            env=os.environ | {"PYTHONPATH": path, "SANDPOINT_ALLOWED_DIRS": ""},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -198,6 +209,64 @@ def test_a_store_that_cannot_be_opened_is_told_by_each_call_until_it_can(start: 
     status, _, stderr = server.end()
     assert status == 0
     assert stderr.count("STORE_UNAVAILABLE: cannot open the store; create it") == 1
+    assert "Traceback" not in stderr
+
+
+PRUNING = "serve(Settings(prune_every=0.00003, keep=KeepRules(keep_last=5, keep_names=('r*',))))"  # 0.1 s
+
+
+def wait_for_prunes(path: Path, number: int) -> list[str]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        lines = (path / "asked").read_text().splitlines() if (path / "asked").exists() else []
+        if len(lines) >= number:
+            return lines
+        time.sleep(0.02)
+    raise AssertionError(f"not pruned {number} times")
+
+
+def test_a_server_prunes_at_an_interval_beside_the_calls(start: Start, tmp_path: Path) -> None:
+    server = start(PRUNING)
+    server.initialize()
+    wanted = "prune {'keep_last': 5, 'keep_daily': None, 'keep_names': ('r*',)}"
+    assert set(wait_for_prunes(tmp_path, 3)) == {wanted}
+    server.call("list_backups")
+    assert server.answer()["result"]["structuredContent"] == {"backups": []}
+    server.process.terminate()
+    assert server.end()[0] == 0
+
+
+def test_a_server_does_not_prune_unless_told(start: Start, tmp_path: Path) -> None:
+    server = start()
+    server.initialize()
+    server.call("list_backups")
+    server.answer()
+    assert "prune" not in (tmp_path / "asked").read_text()
+
+
+def test_a_prune_that_fails_is_logged_and_tried_again(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "store").unlink()
+    (tmp_path / "failing").touch()
+    server = start(PRUNING)
+    server.initialize()
+    time.sleep(0.3)
+    (tmp_path / "store").touch()
+    wait_for_prunes(tmp_path, 1)
+    server.process.terminate()
+    status, _, stderr = server.end()
+    assert status == 0
+    assert "scheduled prune: STORE_UNAVAILABLE: cannot open the store; create it" in stderr
+    assert "ValueError: of no known kind" in stderr
+
+
+def test_a_prune_is_cancelled_at_the_end(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "hang").touch()
+    server = start(PRUNING)
+    server.initialize()
+    server.wait_for("started")
+    server.process.terminate()
+    status, _, stderr = server.end()
+    assert (status, (tmp_path / "cleaned").exists()) == (0, True)
     assert "Traceback" not in stderr
 
 

@@ -1,24 +1,26 @@
 """The store in a folder: its place, dead writers, and damage."""
 
+import errno
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.stores import describe, id_at, ids, put, read_file, upload_files
+from helpers.stores import LAYER, MANIFEST, describe, id_at, ids, put, read_file, upload_files
 from sandpoint.errors import BackupIntegrityError, InvalidBackupConfigError, StoreUnavailableError
 from sandpoint.stores import open_store
 from sandpoint.stores.local import LocalStore, open_local_store
 
 pytestmark = pytest.mark.anyio
 
-FIRST, SECOND = id_at(1), id_at(2)
+FIRST, SECOND, THIRD = id_at(1), id_at(2), id_at(3)
 
 WRITER = """
 import sys, time, anyio
@@ -145,6 +147,84 @@ async def test_a_writer_that_died_after_its_commit_takes_nothing_with_it(local: 
     assert read_file(local, child.layers) != []
 
 
+async def test_a_dead_writer_that_is_hidden_while_another_clears_up_takes_nothing_with_it(
+    local: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = await put(local, FIRST)
+    child = describe(SECOND, await upload_files(local, SECOND), layers=parent.layers)
+    await local.commit(child)
+    (tmp_path / "store" / "incoming" / FIRST).touch()
+    find = local._dead_writers
+    hiding = threading.Thread(target=LocalStore(str(tmp_path / "store"))._hide, args=(FIRST,))
+
+    def hidden_meanwhile() -> list[str]:
+        found = find()
+        hiding.start()
+        hiding.join(0.2)
+        return found
+
+    monkeypatch.setattr(local, "_dead_writers", hidden_meanwhile)
+    await local.begin(id_at(3))
+    hiding.join()
+    assert await ids(local) == [SECOND]
+    assert read_file(local, child.layers) == [LAYER]
+
+
+async def test_what_a_dead_writer_needed_is_not_kept(local: LocalStore, tmp_path: Path) -> None:
+    parent = await put(local, FIRST)
+    dead_writer(tmp_path / "store", SECOND)
+    (tmp_path / "store" / "incoming" / SECOND).write_text(parent.layers[0].key)
+    await local.hide(FIRST)
+    found, freed = await local.reclaimable()
+    assert (sorted(found), freed) == ([FIRST, SECOND], len(LAYER + MANIFEST) + 4)
+    assert sorted(left_in(tmp_path / "store" / "incoming")) == [SECOND]
+    found, freed = await local.reclaim()
+    assert (sorted(found), freed) == ([FIRST, SECOND], len(LAYER + MANIFEST) + 4)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", ["_markers", "_ids", "_awaited_keys", "_named_keys", "_read_strictly", "_remove"])
+async def test_a_backup_that_ends_at_any_step_of_a_reclaim_keeps_what_it_needs(
+    local: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    parent, gone = await put(local, FIRST), await put(local, THIRD)
+    writer = LocalStore(str(tmp_path / "store"))
+    upload = await upload_files(writer, SECOND, parent.layers)
+    child = describe(SECOND, upload, layers=parent.layers)
+    await local.hide(FIRST)
+    await local.hide(THIRD)
+    original = getattr(local, step)
+
+    def with_a_commit(*args: Any) -> Any:
+        result = original(*args) if after else None
+        if SECOND in writer._writing:
+            writer._commit(child)
+        return result if after else original(*args)
+
+    monkeypatch.setattr(local, step, with_a_commit)
+    await local.reclaim()
+    assert await ids(local) == [SECOND]
+    assert read_file(local, [*child.layers, child.manifest]) == [LAYER, MANIFEST]
+    assert not os.path.exists(local.source(gone.layers[0]).grant.path)  # noqa: ASYNC240 - a test may wait
+
+
+async def test_a_full_disk_leaves_no_half_a_note_of_needs(
+    local: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = await put(local, FIRST)
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sandpoint.stores.local.open", fail, raising=False)
+        with pytest.raises(StoreUnavailableError, match="No space left"):
+            await local.begin(SECOND, parent.layers)
+        await local.abandon(SECOND)
+    assert os.listdir(tmp_path / "store" / "incoming") == []
+    await put(local, SECOND)
+
+
 async def test_marks_do_not_pile_up(local: LocalStore, tmp_path: Path) -> None:
     await put(local, FIRST)
     await upload_files(local, SECOND)
@@ -198,6 +278,13 @@ async def test_nothing_is_reclaimed_while_metadata_is_damaged(local: LocalStore,
     with pytest.raises(BackupIntegrityError):
         await local.reclaim()
     assert read_file(local, parent.layers) != []
+
+
+async def test_a_folder_of_markers_that_is_not_there_is_no_error(local: LocalStore, tmp_path: Path) -> None:
+    await put(local, FIRST)
+    await local.hide(FIRST)
+    (tmp_path / "store" / "incoming").rmdir()
+    assert (await local.reclaim())[0] == [FIRST]
 
 
 async def test_what_is_not_ours_is_neither_listed_nor_removed(local: LocalStore, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What every store promises; each kind is held to it."""
 
+from collections.abc import Callable
 from uuid import uuid4
 
 import anyio
@@ -7,6 +8,7 @@ import pytest
 
 from helpers.stores import LAYER, MANIFEST, describe, id_at, ids, put, read_file, upload_files
 from sandpoint.errors import (
+    BackupIntegrityError,
     BackupNotFoundError,
     InvalidBackupConfigError,
     StoreUnavailableError,
@@ -15,6 +17,8 @@ from sandpoint.stores import Store
 from sandpoint.stores.base import Position, time_of
 
 pytestmark = pytest.mark.anyio
+
+OpenStore = Callable[[], Store]
 
 FIRST, SECOND, THIRD = id_at(1), id_at(2), id_at(3)
 
@@ -181,6 +185,75 @@ async def test_what_is_being_written_is_not_reclaimed(store: Store) -> None:
     assert await store.reclaim() == ([], 0)
     await store.commit(describe(FIRST, upload))
     assert read_file(store, (await store.read(FIRST)).layers) == [LAYER]
+
+
+async def test_what_a_backup_that_is_being_written_needs_is_kept(store: Store, open_again: OpenStore) -> None:
+    parent = await put(store, FIRST)
+    needs = (*parent.manifests, *parent.layers)
+    other = open_again()
+    upload = await upload_files(other, SECOND, needs)
+    await store.hide(FIRST)
+    assert await store.reclaim() == ([], 0)
+    await other.commit(describe(SECOND, upload, layers=parent.layers, parent_manifests=parent.manifests))
+    assert await store.reclaim() == ([], 0)
+    assert read_file(store, needs) == [MANIFEST, LAYER]
+    await store.hide(SECOND)
+    assert sorted((await store.reclaim())[0]) == [FIRST, SECOND]
+
+
+async def test_what_an_abandoned_backup_needed_is_not_kept(store: Store) -> None:
+    parent = await put(store, FIRST)
+    await upload_files(store, SECOND, parent.layers)
+    await store.hide(FIRST)
+    await store.abandon(SECOND)
+    assert (await store.reclaim())[0] == [FIRST]
+
+
+async def test_nothing_is_begun_on_what_is_gone(store: Store) -> None:
+    parent = await put(store, FIRST)
+    await store.hide(FIRST)
+    await store.reclaim()
+    with pytest.raises(BackupIntegrityError, match=f"backups/{FIRST}/data.sqsh is missing"):
+        await store.begin(SECOND, parent.layers)
+    await put(store, SECOND)
+
+
+async def test_what_is_being_written_cannot_be_hidden(store: Store, open_again: OpenStore) -> None:
+    parent = await put(store, FIRST)
+    upload = await upload_files(store, SECOND, parent.layers)
+    other = open_again()
+    with pytest.raises(BackupNotFoundError):
+        await other.hide(SECOND)
+    await other.hide(FIRST)
+    assert await other.reclaim() == ([FIRST], len(MANIFEST))
+    written = describe(SECOND, upload)
+    await store.commit(written)
+    assert read_file(store, [*written.layers, *parent.layers]) == [LAYER, LAYER]
+
+
+async def test_what_could_be_reclaimed_is_what_is_then(store: Store) -> None:
+    parent = await put(store, FIRST)
+    upload = await upload_files(store, SECOND, parent.layers)
+    await store.commit(describe(SECOND, upload, layers=(*parent.layers, *describe(SECOND, upload).layers)))
+    await put(store, THIRD)
+    await upload_files(store, id_at(4))
+    for without in ([], [FIRST], [SECOND], [FIRST, SECOND], [FIRST, SECOND, THIRD]):
+        before = await ids(store)
+        foreseen = await store.reclaimable(without)
+        assert await store.reclaimable() == ([], 0)
+        assert await ids(store) == before
+    for backup_id in without:
+        await store.hide(backup_id)
+    found, freed = await store.reclaim()
+    assert (sorted(found), freed) == (sorted(foreseen[0]), foreseen[1])
+    assert (sorted(found), freed) == ([FIRST, SECOND, THIRD], 3 * len(LAYER + MANIFEST))
+
+
+async def test_what_could_be_reclaimed_leaves_what_others_need(store: Store) -> None:
+    parent = await put(store, FIRST)
+    await store.commit(describe(SECOND, await upload_files(store, SECOND, parent.layers), layers=parent.layers))
+    assert await store.reclaimable([FIRST]) == ([FIRST], len(MANIFEST))
+    assert await store.reclaimable([SECOND]) == ([SECOND], len(LAYER + MANIFEST))
 
 
 async def test_many_may_write_at_once(store: Store) -> None:

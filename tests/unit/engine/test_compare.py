@@ -1,0 +1,50 @@
+"""Comparing: names as they are shown, and metadata that does not fit its manifests."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from helpers.engine import HEADER, entry, folder, manifest
+from sandpoint.engine.compare import read_manifest
+from sandpoint.engine.manifest import Manifest, make_manifest, paths_named
+from sandpoint.errors import BackupIntegrityError
+from sandpoint.models import PathGrant, Source, StoredBackup
+
+
+def stored(folder_: Path, *contents: bytes) -> tuple[Source, ...]:
+    sources = []
+    for number, content in enumerate(contents):
+        path = folder_ / str(number)
+        path.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        sources.append(Source(size=len(content), sha256=digest, grant=PathGrant(path=str(path))))
+    return tuple(sources)
+
+
+def test_a_backup_with_fewer_layers_than_its_manifests_need_is_damaged(tmp_path: Path) -> None:
+    parent = manifest(entry(b"a"), entry(b"b"))
+    later = make_manifest(HEADER, [folder(b""), entry(b"a", size=2), entry(b"b")])
+    manifests = stored(tmp_path, parent.content, later.since(parent, {b"a"}).content)
+    whole = StoredBackup(manifests=manifests, layers=manifests)
+    assert read_manifest(whole).layers == {b"a": 1}
+    with pytest.raises(BackupIntegrityError, match="names 1 layers"):
+        read_manifest(whole.model_copy(update={"layers": manifests[:1]}))
+
+
+@pytest.mark.parametrize(
+    ("names", "paths"),
+    [
+        (["a", "b"], [b"a", b"b"]),
+        (["new\\nline", "a"], [b"new\nline", b"a"]),
+        (["new\nline"], [b"new\nline"]),
+        (["literal\\n"], [b"literal\\n"]),
+        (["caf\\xe9", "caf\udce9"], [b"caf\xe9", b"caf\xe9"]),
+        (["unknown", "caf\\xe9"], [b"unknown", b"caf\xe9"]),
+        ([], []),
+    ],
+)
+def test_names_are_known_as_they_are_and_as_they_are_shown(names: list[str], paths: list[bytes]) -> None:
+    first = manifest(entry(b"a"), entry(b"new\nline"), entry(b"literal\\n"), entry(b"literal\n"))
+    second: Manifest = manifest(entry(b"b"), entry(b"caf\xe9"))
+    assert paths_named(names, [first, second]) == paths
