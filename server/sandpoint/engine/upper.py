@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -24,13 +24,14 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _MARKS = ("trusted.overlay.", "user.overlay.")
 
 
-def changed_since(before: int, now: int, upper: int, check: Check) -> Plan:
+def changed_since(before: int, now: int, uppers: Iterable[tuple[bytes, int]], check: Check) -> Plan:
     """Return the steps that led from what an overlay hides to what it shows.
 
     Args:
         before: A descriptor of the directory as it was when the overlay was mounted.
         now: A descriptor of the directory as the overlay shows it.
-        upper: A descriptor of the upper layer. Nobody else may write to it.
+        uppers: Its upper layer, and those of overlays mounted upon it or inside it since: for each the path within the
+            directory where it begins, and a descriptor.
         check: May raise to stop.
 
     Raises:
@@ -39,7 +40,7 @@ def changed_since(before: int, now: int, upper: int, check: Check) -> Plan:
     """
     source: dict[bytes, Entry] = {}
     target: dict[bytes, Entry] = {}
-    for path, whole in _candidates(upper):
+    for path, whole in (each for begin, upper in uppers for each in _candidates(begin, upper)):
         check()
         for root, entries in ((before, source), (now, target)):
             entries.update((entry.path, entry) for entry in _entries(root, path, whole=whole))
@@ -57,13 +58,13 @@ def _part(entries: dict[bytes, Entry]) -> Manifest:
     )
 
 
-def _candidates(upper: int) -> Iterator[tuple[bytes, bool]]:
+def _candidates(begin: bytes, upper: int) -> Iterator[tuple[bytes, bool]]:
     """Yield each path that may have changed, and whether with all that lies below it."""
-    yield b"", False
+    yield begin, False
     pending = [b""]
     while pending:
         for path, is_merged in _listed(upper, pending.pop()):
-            yield path, not is_merged
+            yield begin + b"/" + path if begin else path, not is_merged
             if is_merged:
                 pending.append(path)
 
@@ -96,7 +97,7 @@ def _is_merged(fd: int, name: str) -> bool:
 
 
 def _entries(root: int, path: bytes, *, whole: bool) -> Iterator[Entry]:
-    holders = Holders(root)
+    holders = Holders(root, resolve=INSIDE)
     try:
         holder, name = holders.of(path)
         entry = entry_of(path, holder, name or b".")
