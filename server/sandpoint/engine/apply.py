@@ -25,9 +25,10 @@ _STAY_ON_MOUNT = INSIDE | linux.RESOLVE_NO_XDEV
 class Holders:
     """Descriptors of the directories below a root, the last one kept open: steps come in the order of paths."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, *, resolve: int = _STAY_ON_MOUNT) -> None:
         """Take a descriptor of the root, which stays the caller's."""
         self._root = root
+        self._resolve = resolve
         self._path: bytes | None = None
         self._fd = -1
 
@@ -44,7 +45,7 @@ class Holders:
         above = parent(path)
         if above != self._path:
             self.close()
-            self._fd = linux.openat2(above or b".", _HOLDER, dir_fd=self._root, resolve=_STAY_ON_MOUNT)
+            self._fd = linux.openat2(above or b".", _HOLDER, dir_fd=self._root, resolve=self._resolve)
             self._path = above
         name = path[len(above) + 1 if above else 0 :]
         if name in {b".", b".."}:

@@ -264,7 +264,13 @@ def _capture_upper(
             for _ in range(_ATTEMPTS):
                 started = time.time_ns()
                 changed = changed_since(
-                    before, place.fd, upper, monitor.check, rules=rules, links=header.hardlinks, made=made_anew(header)
+                    before,
+                    place.fd,
+                    [(b"", upper)],
+                    monitor.check,
+                    rules=rules,
+                    links=header.hardlinks,
+                    made=made_anew(header),
                 )
                 if changed.plan.is_empty:
                     return _Made("delta", None, None, header, parent.file_count, parent.total_bytes)

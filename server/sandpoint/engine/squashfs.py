@@ -106,22 +106,24 @@ def extract(layer: str, into: str, paths: Iterable[bytes] | None, *, scratch: st
         "-quiet",
         "-force",
         "-dest",
-        into,
+        os.path.basename(into),
         "-no-wildcards",
     ]
+    # Entered before the program starts: another process may not look up our descriptors, by one of which it is named.
+    folder = os.path.dirname(into)
     if paths is None:
-        _unsquash([*command, layer], check)
+        _unsquash([*command, layer], folder, check)
         return
     listed, odd = _split_odd(paths)
     if listed:
-        _unsquash([*command, "-ef", _write_list(scratch, "extracted", listed), layer], check)
+        _unsquash([*command, "-ef", _write_list(scratch, "extracted", listed), layer], folder, check)
     for batch in _batches(odd):
-        _unsquash([*command, layer, *batch], check)
+        _unsquash([*command, layer, *batch], folder, check)
 
 
-def _unsquash(argv: list[str | bytes], check: Check) -> None:
+def _unsquash(argv: list[str | bytes], folder: str, check: Check) -> None:
     # Status 2: something could not be set (an owner, an xattr); whether it matters is seen on what arrived.
-    tools.run(argv, check=check, ok=(0, 2))
+    tools.run(argv, cwd=folder, check=check, ok=(0, 2))
 
 
 def _split_odd(paths: Iterable[bytes]) -> tuple[list[bytes], list[bytes]]:

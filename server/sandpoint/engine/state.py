@@ -211,7 +211,7 @@ def staging_folder(root: int, directory: str, work: str) -> Iterator[str]:
     try:
         with _opened_own(root, name) as fd:
             # By descriptor: whoever owns the directory can put a link where the folder was.
-            yield f"/proc/{os.getpid()}/fd/{fd}"
+            yield f"/proc/self/fd/{fd}"
     finally:
         remove_tree(f"/proc/self/fd/{root}/{name}")
 

@@ -38,7 +38,7 @@ class Changed:
 def changed_since(
     before: int,
     now: int,
-    upper: int,
+    uppers: Iterable[tuple[bytes, int]],
     check: Check,
     *,
     rules: Rules | None = None,
@@ -50,7 +50,8 @@ def changed_since(
     Args:
         before: A descriptor of the directory as it was when the overlay was mounted.
         now: A descriptor of the directory as the overlay shows it.
-        upper: A descriptor of the upper layer. Nobody else may write to it.
+        uppers: Its upper layer, and those of overlays mounted upon it or inside it since: for each the path within the
+            directory where it begins, and a descriptor.
         check: May raise to stop.
         rules: What is left out.
         made: Entries of the hidden tree that its layers do not show, and that were made in the upper layer.
@@ -64,7 +65,7 @@ def changed_since(
     source: dict[bytes, Entry] = {}
     target: dict[bytes, Entry] = {}
     excluded: list[bytes] = []
-    for path, whole in _candidates(upper, rules, excluded):
+    for path, whole in (each for begin, upper in uppers for each in _candidates(begin, upper, rules, excluded)):
         check()
         for root, entries in ((before, source), (now, target)):
             entries.update((entry.path, entry) for entry in _entries(root, path, rules, excluded, whole=whole))
@@ -181,22 +182,23 @@ def _link(entries: dict[bytes, Entry], root: int) -> None:
             entries[other] = msgspec.structs.replace(entries[other], hardlink=first)
 
 
-def _candidates(upper: int, rules: Rules, excluded: list[bytes]) -> Iterator[tuple[bytes, bool]]:
+def _candidates(begin: bytes, upper: int, rules: Rules, excluded: list[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Yield each path that may have changed, and whether with all that lies below it."""
-    yield b"", False
+    yield begin, False
     pending = [b""]
     while pending:
-        for path, is_merged in _listed(upper, pending.pop()):
-            if rules.excludes(path, is_dir=is_merged):
-                excluded.append(path)
+        for path, is_dir, is_merged in _listed(upper, pending.pop()):
+            shown = begin + b"/" + path if begin else path
+            if rules.excludes(shown, is_dir=is_dir):
+                excluded.append(shown)
                 continue
-            yield path, not is_merged
+            yield shown, not is_merged
             if is_merged:
                 pending.append(path)
 
 
-def _listed(upper: int, above: bytes) -> list[tuple[bytes, bool]]:
-    """Return what a directory of the layer holds, each with whether it is one that shows lower files too."""
+def _listed(upper: int, above: bytes) -> list[tuple[bytes, bool, bool]]:
+    """Return what a directory of the layer holds: whether it is a directory itself, and one that shows lower files."""
     try:
         fd = linux.openat2(above or b".", _OPEN, dir_fd=upper, resolve=INSIDE)
     except OSError as error:
@@ -205,25 +207,25 @@ def _listed(upper: int, above: bytes) -> list[tuple[bytes, bool]]:
         return []  # a process that still writes there took it away
     try:
         prefix = above + b"/" if above else b""
-        return [(prefix + os.fsencode(name), _is_merged(fd, name)) for name in os.listdir(fd)]
+        return [(prefix + os.fsencode(name), *_kind(fd, name)) for name in os.listdir(fd)]
     finally:
         os.close(fd)
 
 
-def _is_merged(fd: int, name: str) -> bool:
-    """Whether an entry is a directory that neither hides what lies below it nor shows another one."""
+def _kind(fd: int, name: str) -> tuple[bool, bool]:
+    """Return whether an entry is a directory, and whether it neither hides what lies below it nor shows another one."""
     try:
         if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-            return False
+            return False, False
         marks = os.listxattr(f"/proc/self/fd/{fd}/{name}", follow_symlinks=False)
     except FileNotFoundError:
-        return False
+        return False, False
     # `origin` and `impure` are notes of where files came from, and say nothing of what is shown.
-    return not any(mark.startswith(_MARKS) and mark.endswith((".opaque", ".redirect")) for mark in marks)
+    return True, not any(mark.startswith(_MARKS) and mark.endswith((".opaque", ".redirect")) for mark in marks)
 
 
 def _entries(root: int, path: bytes, rules: Rules, excluded: list[bytes], *, whole: bool) -> Iterator[Entry]:
-    holders = Holders(root)
+    holders = Holders(root, resolve=INSIDE)
     try:
         holder, name = holders.of(path)
         entry = entry_of(path, holder, name or b".")

@@ -39,7 +39,7 @@ class Overlay:
     def plan(self, check: Callable[[], None] = never) -> Plan:
         """Return what changed, from the upper layer."""
         with opened(self.lower) as before, opened(self.merged) as now, opened(self.upper) as upper:
-            return changed_since(before, now, upper, check).plan
+            return changed_since(before, now, [(b"", upper)], check).plan
 
     def changes(self) -> Changes:
         """Return the paths that changed, from the upper layer."""
