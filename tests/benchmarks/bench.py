@@ -95,13 +95,16 @@ class Bench:
         small.create()
         rounds = self.options.rounds + MORE_ROUNDS
         with _unmounted(self.main), _unmounted(small):
-            return take_turns(
+            restores = take_turns(
                 [
                     *self.main.overlays("restore_overlay", live=True),
                     *small.overlays("restore_overlay_small", live=False),
+                    *self.main.overlay_creates("create_overlay"),
+                    *small.overlay_creates("create_overlay_small"),
                 ],
                 rounds,
             )
+            return merge(restores, take_turns(self.main.chains(), rounds))
 
     def _start_ups(self) -> Samples:
         _, few = self._subject("few", 100)

@@ -71,6 +71,8 @@ _REST = "listing, start-up, memory"
 _PLUGIN = "pytest plugin, tests that write 10 files"
 _UNUSED = "pytest plugin, installed and unused"
 _MEMORY_LIMIT = 250e6
+CHAIN = 16
+"""Layers of the longest chain that is measured."""
 _TREE = "tree of {sizes.plugin_files:,} files"
 _LARGER = "tree of {sizes.larger:,} files"
 
@@ -81,17 +83,21 @@ ROWS = (
     Row("borg_first", "borg (zstd,1)", _FIRST, "create", at_least=3, peer=True),
     Row("git_first", "shadow git (add -A, commit)", _FIRST, "create", peer=True),
     Row("cp", "cp -a", _FIRST, "create", peer=True),
-    Row("create_again", "**Sandpoint**", _AGAIN),
-    Row("restic_again", "restic", _AGAIN, "create_again", peer=True),
-    Row("borg_again", "borg (zstd,1)", _AGAIN, "create_again", peer=True),
-    Row("git_again", "shadow git (add -A, commit)", _AGAIN, "create_again", peer=True),
+    Row("git_again", "shadow git (add -A, commit)", _AGAIN, peer=True),
+    Row("create_again", "**Sandpoint**", _AGAIN, "git_again", at_most=2),
+    Row("create_changed", "**Sandpoint**, 20 files changed", _AGAIN, "create_again"),
+    Row("create_overlay", "**Sandpoint**, 20 files changed on its overlay", _AGAIN, at_most=0.06),
+    Row("create_overlay_small", "the same, a tenth of the tree", _AGAIN, at_most=0.06),
+    Row("restic_again", "restic", _AGAIN, "create_again", at_least=5, peer=True),
+    Row("borg_again", "borg (zstd,1)", _AGAIN, "create_again", at_least=5, peer=True),
     Row("unsquashfs", "unsquashfs of the whole tree", _RESTORE),
     Row("restore_copy", "**Sandpoint**, copy, 20 files changed", _RESTORE, "unsquashfs", at_most=0.25),
-    Row("restore_copy_undo", "the same, keeping an undo", _RESTORE, "unsquashfs"),
+    Row("restore_copy_undo", "the same, keeping an undo", _RESTORE, at_most=1.2),
     Row("restore_copy_new", "**Sandpoint**, copy into an empty directory", _RESTORE, "unsquashfs"),
-    Row("restic_restore", "restic", _RESTORE, "unsquashfs", peer=True),
+    Row("restic_restore", "restic", _RESTORE, "restore_copy_undo", at_least=5, peer=True),
     Row("restore_overlay", "**Sandpoint**, overlay", _RESTORE, at_most=0.1),
     Row("restore_overlay_small", "**Sandpoint**, overlay, a tenth of the tree", _RESTORE, at_most=0.1),
+    Row("restore_overlay_chain", f"**Sandpoint**, overlay of a chain of {CHAIN}", _RESTORE, at_most=0.1),
     Row("restore_overlay_live", "**Sandpoint**, overlay over a live one", _RESTORE),
     Row("list", "list of the 20 newest backups of {sizes.backups:,}", _REST, at_most=0.3),
     Row("start_help", "sandpoint --help, whole process", _REST, at_most=0.4),

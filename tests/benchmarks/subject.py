@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.rounds import Contender, Samples, command, remove
+from benchmarks.rows import CHAIN
 from sandpoint.models import Backup, BackupMetadata
 from sandpoint.service import BackupService, open_service
 from sandpoint.settings import Settings
@@ -52,6 +53,7 @@ class Subject:
     def creates(self) -> Iterator[Contender]:
         yield Contender("create", before=self._forget, run=self.create)
         yield Contender("create_again", run=self._create_again, after=self._drop_extra)
+        yield Contender("create_changed", before=self.change, run=self._create_again, after=self._drop_extra)
 
     def create(self) -> None:
         self.backup = self.do(self.service.create(self.tree, name="bench", full=True))
@@ -123,6 +125,28 @@ class Subject:
         yield Contender(key, before=self.unmount, run=self._overlay, after=self._check_overlay)
         if live:
             yield Contender("restore_overlay_live", before=self._spoil, run=self._overlay, after=self._check_overlay)
+
+    def overlay_creates(self, key: str) -> Iterator[Contender]:
+        """Backups of what was changed on an overlay."""
+        yield Contender(key, before=self._change_on_overlay, run=self._create_again, after=self._drop_overlay)
+
+    def _change_on_overlay(self) -> None:
+        self._overlay()
+        self.change()
+
+    def _drop_overlay(self) -> None:
+        self._drop_extra()
+        self.unmount()
+
+    def chains(self) -> Iterator[Contender]:
+        """An overlay of as many layers as a backup may have: a full one, and deltas of 20 changed files each."""
+        self.unmount()
+        self.create()
+        for _ in range(CHAIN - 1):
+            self.change()
+            self.backup = self.do(self.service.create(self.tree, name="chain"))
+        self._overlay()
+        yield Contender("restore_overlay_chain", before=self.unmount, run=self._overlay, after=self._check_overlay)
 
     def _overlay(self) -> None:
         self.do(self.service.restore(self.id(), mode="overlay", undo=False))

@@ -94,6 +94,11 @@ def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | 
         _, reason = overlays.available_kind(state, in_turn=True)
         raise BackupRestoreError(f"this machine cannot mount overlays ({reason}); use mode 'copy'")
     header = read_header(transfer.fetch_bytes(request.manifests[-1]))
+    if kind == "fuse" and len(request.layers) > 1 and header.hardlinks:
+        raise BackupRestoreError(
+            "fuse-overlayfs gives files of different layers the same inode numbers, and this backup has several layers "
+            "and hard links, which could no longer be told apart; use mode 'copy', or create with --full first"
+        )
     layers = fetch_layers(request, state, monitor.check)
     monitor.progress("mounting", 0)
     overlays.restore_overlay(
