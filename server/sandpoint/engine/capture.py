@@ -463,7 +463,21 @@ def _unstable(view: int, layer: int, manifest: Manifest, doubtful: Sequence[Entr
         if entry.is_file and entry.size and entry.path not in suspects and _exists(view, entry)
     ]
     wrong += differing(always(view), always(layer), files, monitor.check)
+    wrong += _otherwise_linked(layer, manifest, doubtful)
     return sorted(set(wrong))
+
+
+def _otherwise_linked(layer: int, manifest: Manifest, doubtful: Sequence[Entry]) -> list[bytes]:
+    """Return the paths among doubtful ones whose hard links in the layer are not those of the manifest."""
+    firsts = {entry.hardlink or entry.path for entry in doubtful if not entry.is_dir}
+    groups = [manifest.hardlink_groups.get(first, [first]) for first in firsts]
+    found: dict[int, set[bytes]] = {}
+    for path in {path for group in groups for path in group}:
+        with suppress(OSError):  # what is missing is found by its name; what is not doubtful may not be extracted
+            found.setdefault(os.stat(path, dir_fd=layer, follow_symlinks=False).st_ino, set()).add(path)
+    there = frozenset(path for members in found.values() for path in members)
+    wanted = {there.intersection(group) for group in groups}
+    return [path for members in found.values() if members not in wanted for path in members]
 
 
 def _exists(view: int, entry: Entry) -> bool:
