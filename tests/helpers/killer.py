@@ -12,10 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from sandpoint.engine import linux
 
@@ -103,13 +103,19 @@ def main() -> None:
             print("done", flush=True)
 
 
-class KillerProcess:
-    """The parent's side, used by tests."""
+class HelperProcess:
+    """The parent's side: a module of the helpers as a process that answers each line with a line."""
 
-    def __enter__(self) -> "KillerProcess":
+    module = "helpers.killer"
+
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
+        self._env = os.environ | (env or {})
+
+    def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.killer"],
+            [sys.executable, "-m", self.module],
             cwd=Path(__file__).parents[1],
+            env=self._env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -124,6 +130,17 @@ class KillerProcess:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(30)
+
+    def ask(self, request: Mapping[str, object]) -> str:
+        """Send a request, and return the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._process.stdout.readline().strip()
+
+
+class KillerProcess(HelperProcess):
+    """Runs operations of the service; used by tests."""
 
     def run(
         self,
@@ -145,10 +162,7 @@ class KillerProcess:
             "options": options,
             "at": at,
         }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline().strip()
+        answer = self.ask(request)
         assert answer in {"killed", "done"}, answer
         return answer == "killed"
 

@@ -1,7 +1,6 @@
 """Runs of pytest with the plugin, in a process of their own: as root and as an ordinary user, alone and by workers."""
 
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -67,6 +66,18 @@ def _give_to_user(box: Path) -> None:
     box.chmod(0o755)
 
 
-def forget(pytester: pytest.Pytester) -> None:
-    """Remove the state directory and the store of earlier runs."""
-    shutil.rmtree(pytester.path.parent / f"{pytester.path.name}-home", ignore_errors=True)
+def save_backup(pytester: pytest.Pytester) -> tuple[str, str]:
+    """Let a test save the folder `data` with a file `seeded` in it; return the backup's id and its store."""
+    store = (pytester.path / "a store").as_uri()
+    pytester.makepyfile(
+        test_saves=f"""
+        def test_it(sandbox_checkpoint):
+            checkpoint = sandbox_checkpoint("data")
+            (checkpoint.path / "seeded").write_text("seeded")
+            with open("id", "w") as file:
+                file.write(checkpoint.save(store={store!r}).id)
+    """
+    )
+    run(pytester, ROOT).assert_outcomes(passed=1)
+    backup_id = (pytester.path / "id").read_text()
+    return backup_id, store

@@ -10,14 +10,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
-from helpers.killer import Killer
+from helpers.killer import HelperProcess, Killer
 
 Who = Literal["run", "guardian"]
 
@@ -114,39 +112,18 @@ def main() -> None:
         print(answer, flush=True)
 
 
-class RollbackKiller:
+class RollbackKiller(HelperProcess):
     """The parent's side, used by tests."""
 
+    module = "helpers.rollback_killer"
+
     def __init__(self, state: Path) -> None:
-        self._state = state
-
-    def __enter__(self) -> "RollbackKiller":
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.rollback_killer"],
-            cwd=Path(__file__).parents[1],
-            env=os.environ | {"SANDPOINT_STATE_DIR": str(self._state)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(30)
+        super().__init__({"SANDPOINT_STATE_DIR": str(state)})
 
     def kill(self, who: Who, directory: Path, *, at: int, guarded: bool = False) -> tuple[bool, str]:
         """Kill it before its change number `at`; return whether it came so far, and the run's folder."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         request = {"who": who, "directory": str(directory), "at": at, "guarded": guarded}
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        how, folder = self.process.stdout.readline().split()
+        how, folder = self.ask(request).split()
         assert how in {"killed", "done"}, how
         return how == "killed", folder
 

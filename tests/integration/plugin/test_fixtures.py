@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers import pytest_runs
-from helpers.pytest_runs import ROOT, USER_WORKERS, WAYS, Way, run
+from helpers.pytest_runs import ROOT, USER_WORKERS, WAYS, Way, run, save_backup
 from helpers.trees import assert_same, build_zoo, list_tree, write
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="overlays, owners and another user need root")
@@ -634,18 +634,7 @@ def test_fixtures_made_to_order_have_their_scope_strategy_name_and_use(
 
 
 def test_a_fixture_made_to_order_starts_from_a_backup(pytester: pytest.Pytester, data: Path) -> None:
-    store = (pytester.path / "a store").as_uri()
-    pytester.makepyfile(
-        test_saves=f"""
-        def test_it(sandbox_checkpoint):
-            checkpoint = sandbox_checkpoint("data")
-            (checkpoint.path / "seeded").write_text("seeded")
-            with open("id", "w") as file:
-                file.write(checkpoint.save(store={store!r}).id)
-    """
-    )
-    run(pytester, ROOT).assert_outcomes(passed=1)
-    backup_id = (pytester.path / "id").read_text()
+    backup_id, store = save_backup(pytester)
     pytester.makeconftest(f"""
         from pytest_sandpoint import checkpoint_fixture
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.pytest_runs import ROOT, USER_WORKERS, run
+from helpers.pytest_runs import ROOT, USER_WORKERS, run, save_backup
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="overlays and another user need root")
 
@@ -160,18 +160,7 @@ def test_a_marker_chooses_the_strategy(pytester: pytest.Pytester, data: Path, ot
 
 
 def test_a_marker_starts_from_a_backup(pytester: pytest.Pytester, data: Path) -> None:
-    store = (pytester.path / "a store").as_uri()
-    pytester.makepyfile(
-        test_saves=f"""
-        def test_it(sandbox_checkpoint):
-            checkpoint = sandbox_checkpoint("data")
-            (checkpoint.path / "seeded").write_text("seeded")
-            with open("id", "w") as file:
-                file.write(checkpoint.save(store={store!r}).id)
-    """
-    )
-    run(pytester, ROOT).assert_outcomes(passed=1)
-    backup_id = (pytester.path / "id").read_text()
+    backup_id, store = save_backup(pytester)
     pytester.makepyfile(
         test_starts=f"""
         import os
