@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from sandpoint.engine import linux, squashfs, tools
@@ -44,7 +44,7 @@ def opened_layer(layer: str, paths: Sequence[bytes], scratch: str, check: Check)
 
 def _mounted(layer: str, place: str) -> tuple[int, Callable[[], None]] | None:
     try:
-        mount_layer(layer, place)
+        mount_layer(layer, place, linux.attached_images())
     except OSError:
         return None
     fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
@@ -52,13 +52,18 @@ def _mounted(layer: str, place: str) -> tuple[int, Callable[[], None]] | None:
     return fd, lambda: None
 
 
-def mount_layer(layer: str, place: str) -> None:
+def mount_layer(layer: str, place: str, attached: Mapping[bytes, Sequence[str]]) -> None:
     """Mount a layer with the kernel's squashfs, read-only, `nosuid,nodev`.
+
+    Args:
+        layer: Its file.
+        place: A directory.
+        attached: Loop devices in use: one that shows the layer already is used again.
 
     Raises:
         OSError: EPERM without the right; ENODEV without the filesystem.
     """
-    with linux.loop_device(os.fsencode(layer)) as device:
+    with linux.loop_device(os.fsencode(layer), attached) as device:
         linux.mount(device, os.fsencode(place), "squashfs", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
 
 
@@ -70,9 +75,10 @@ def mounted_layers(layers: Sequence[str], places: Sequence[str]) -> Iterator[lis
         OSError: See `mount_layer`.
     """
     opened: list[int] = []
+    attached = linux.attached_images()
     try:
         for layer, place in zip(layers, places, strict=True):
-            mount_layer(layer, place)
+            mount_layer(layer, place, attached)
             opened.append(os.open(place, os.O_PATH | os.O_DIRECTORY))
         yield [b"/proc/self/fd/%d" % fd for fd in opened]
     finally:

@@ -10,8 +10,8 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -82,12 +82,14 @@ _SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _SYNC_FILE_RANGE_WRITE = 2
 _FICLONE = 0x40049409
 
+_LOOP_GET_STATUS64 = 0x4C05
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_CTL_GET_FREE = 0x4C82
 _LO_FLAGS_READ_ONLY = 1
 _LO_FLAGS_AUTOCLEAR = 4
 _LOOP_CONFIG_SIZE = 304
 _LOOP_FLAGS_OFFSET = 8 + 52  # fd, block_size, then lo_flags within struct loop_info64
+_LOOP_STATUS = struct.Struct("=QQ8xQQ12xI176x")  # of struct loop_info64: device, inode, offset, size limit, flags
 _LOOP_TRIES = 64
 
 
@@ -293,20 +295,53 @@ def clone_for_reading(fd: int, path: bytes) -> int:
 
 
 @contextmanager
-def loop_device(image: bytes) -> Iterator[str]:
-    """Attach a file to a free loop device, read-only, and yield the device's path.
+def loop_device(image: bytes, attached: Mapping[bytes, Sequence[str]] | None = None) -> Iterator[str]:
+    """Yield the path of a loop device that shows a file, read-only: one that does already, else a free one.
 
-    The device is freed when the block ends and no mount uses it any more, also if the process is killed.
+    Mounts of one device share what the kernel keeps of it in memory. The device is freed when the block ends and no
+    mount uses it any more, also if the process is killed.
+
+    Args:
+        image: The file.
+        attached: What `attached_images` returned a moment ago.
     """
     image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        device_fd, device = _attach(image_fd)
+        shared = _open_attached(image_fd, (attached or {}).get(os.path.realpath(image), ()))
+        device_fd, device = shared or _attach(image_fd)
     finally:
         os.close(image_fd)
     try:
         yield device
     finally:
         os.close(device_fd)
+
+
+def attached_images() -> dict[bytes, list[str]]:
+    """Return the loop devices in use, by the path that their file had when it was attached."""
+    images: dict[bytes, list[str]] = {}
+    for name in os.listdir("/sys/block"):
+        with suppress(OSError), open(f"/sys/block/{name}/loop/backing_file", "rb") as file:
+            images.setdefault(file.read().rstrip(b"\n"), []).append(f"/dev/{name}")
+    return images
+
+
+def _open_attached(image_fd: int, devices: Iterable[str]) -> tuple[int, str] | None:
+    """Open the first of some loop devices that shows just this file; while it is open it goes on showing it."""
+    image = os.fstat(image_fd)
+    status = bytearray(_LOOP_STATUS.size)
+    for device in devices:
+        try:
+            device_fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        with suppress(OSError):
+            fcntl.ioctl(device_fd, _LOOP_GET_STATUS64, status)
+            dev, ino, offset, limit, flags = _LOOP_STATUS.unpack(status)
+            if (dev, ino, offset, limit) == (image.st_dev, image.st_ino, 0, 0) and flags & _LO_FLAGS_READ_ONLY:
+                return device_fd, device
+        os.close(device_fd)
+    return None
 
 
 def _attach(image_fd: int) -> tuple[int, str]:
