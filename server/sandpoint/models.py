@@ -169,6 +169,7 @@ Ttl = Annotated[int | float, BeforeValidator(_ttl)]
 Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 RelativePath = Annotated[str, AfterValidator(_relative_path)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NamePattern = Annotated[str, Field(min_length=1), AfterValidator(_printable("pattern", MAX_NAME))]
 Places = Annotated[int, Field(ge=1)]
 MetadataKey = Annotated[str, Field(min_length=1), AfterValidator(_printable("metadata key", MAX_NAME))]
@@ -273,7 +274,7 @@ class StoredFile(Strict):
     """A file as it lies in a store: its size in bytes and its digest."""
 
     size: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
 
 
 class Source(StoredFile):
@@ -283,11 +284,15 @@ class Source(StoredFile):
 
 
 class Parent(Strict):
-    """A backup that a delta may be built on: its manifests and layers, that of the full one first."""
+    """A backup that a delta may be built on: its manifests and layers, that of the full one first.
 
-    backup_id: BackupId
+    `dropped` are manifests that were upon these when the directory was last captured, or mounted: the delta takes the
+    place of their layers. `file_count` and `total_bytes` are those of then.
+    """
+
     manifests: tuple[Source, ...]
     layers: tuple[Source, ...]
+    dropped: tuple[Source, ...] = ()
     file_count: int
     total_bytes: int
 
@@ -346,6 +351,8 @@ class ApplyRequest(CompareRequest):
 
     backup_id: BackupId
     mode: Mode = "auto"
+    captured_as: tuple[Sha256, ...] = ()
+    """The manifests of a backup just taken of the directory: what that found there is what the restore changes."""
 
 
 class Changes(Strict):
@@ -447,7 +454,7 @@ class StoredLayer(_Stored):
 
     key: Annotated[str, Field(pattern=r"^backups/[0-9a-f-]{36}/[a-z0-9]{1,32}\.[a-z0-9]{1,32}$")]
     size: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
 
 
 class BackupMetadata(_Stored):

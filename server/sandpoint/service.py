@@ -147,30 +147,36 @@ class BackupService:
         )
         path = self._sandbox.resolve(options.dir)
         async with self._sandbox.turn():
-            return (await self._capture(path, options, report or _silent)).backup
+            backup = (await self._capture(path, options, report or _silent)).backup
+            await self._sandbox.note_capture(path, backup.id)
+            return backup
 
     async def _capture(
         self, path: str, options: CreateOptions, report: Report, *, cover: tuple[Source, ...] = ()
     ) -> "_Capture":
-        parent = None if options.full else await self._find_parent(path, options)
+        base = None if options.full else await self._find_base(path, options)
         try:
-            return await self._capture_on(parent, path, options, report, cover)
-        except _ParentGoneError:
+            return await self._capture_on(base, path, options, report, cover)
+        except _BaseGoneError:
             return await self._capture_on(None, path, options, report, cover)
 
-    async def _find_parent(self, path: str, options: CreateOptions) -> BackupMetadata | None:
+    async def _find_base(self, path: str, options: CreateOptions) -> "_Base | None":
         """Return what a delta may be built on, with as much of its chain as that shall have."""
         last = await self._sandbox.last_capture(path)
-        metadata = None if last is None else await self._read_if_there(last.backup_id)
-        is_shown = last is not None and last.is_shown
-        if metadata is None and not is_shown:
-            metadata = await self._newest_of(path)
-        if metadata is None or metadata.sandbox_id != await self._sandbox.id():
-            return None
-        if (metadata.excludes, metadata.use_gitignore) != (options.excludes, options.use_gitignore):
-            return None
-        # On an overlay each delta is all that was written to it, and builds on what it shows: the chain does not grow.
-        return metadata if is_shown else shorten(metadata, self._chain_limits, datetime.now(UTC))
+        found = [await self._read_if_there(backup_id) for backup_id in last.backup_ids]
+        if not last.on_overlay and found in ([], [None]):
+            found = [await self._newest_of(path)]
+        for metadata in found:
+            if metadata is not None and await self._may_build_on(metadata, options):
+                shortened = shorten(metadata, self._chain_limits, datetime.now(UTC))
+                return None if shortened is None else _Base(shortened, metadata)
+        return None
+
+    async def _may_build_on(self, metadata: BackupMetadata, options: CreateOptions) -> bool:
+        return metadata.sandbox_id == await self._sandbox.id() and (metadata.excludes, metadata.use_gitignore) == (
+            options.excludes,
+            options.use_gitignore,
+        )
 
     async def _read_if_there(self, backup_id: str) -> BackupMetadata | None:
         try:
@@ -191,13 +197,14 @@ class BackupService:
 
     async def _capture_on(
         self,
-        parent: BackupMetadata | None,
+        base: "_Base | None",
         path: str,
         options: CreateOptions,
         report: Report,
         cover: tuple[Source, ...],
     ) -> "_Capture":
         backup_id = _new_id()
+        parent = None if base is None else base.metadata
         needs = () if parent is None else (*parent.manifests, *parent.layers)
         async with self._uploading(backup_id, needs) as upload:
             captured = await self._sandbox.capture(
@@ -208,23 +215,27 @@ class BackupService:
                     compression=self._compression,
                     layer=upload.layer,
                     manifest=upload.manifest,
-                    parent=None if parent is None else self._as_parent(parent),
+                    parent=None if base is None else self._as_parent(base),
                     cover=cover,
                 ),
                 report,
             )
             metadata = _describe(backup_id, path, options, await self._sandbox.id(), upload, captured, parent)
             await self._store.commit(metadata)
-        await self._sandbox.note_capture(path, backup_id)
-        return _Capture(Backup.from_metadata(metadata, captured), has_changed=captured.manifest is not None)
+        return _Capture(
+            Backup.from_metadata(metadata, captured),
+            manifests=tuple(manifest.sha256 for manifest in metadata.manifests),
+            has_changed=captured.manifest is not None,
+        )
 
-    def _as_parent(self, parent: BackupMetadata) -> Parent:
+    def _as_parent(self, base: "_Base") -> Parent:
+        parent, whole = base.metadata, base.whole
         return Parent(
-            backup_id=parent.id,
             manifests=tuple(map(self._store.source, parent.manifests)),
             layers=tuple(map(self._store.source, parent.layers)),
-            file_count=parent.file_count,
-            total_bytes=parent.total_bytes,
+            dropped=tuple(map(self._store.source, whole.manifests[len(parent.manifests) :])),
+            file_count=whole.file_count,
+            total_bytes=whole.total_bytes,
         )
 
     @asynccontextmanager
@@ -232,7 +243,7 @@ class BackupService:
         try:
             upload = await self._store.begin(backup_id, needs)
         except BackupIntegrityError as error:
-            raise _ParentGoneError from error
+            raise _BaseGoneError from error
         except BaseException:
             await self._abandon(backup_id)
             raise
@@ -301,6 +312,8 @@ class BackupService:
             if way_back is not None and not _is_needed(way_back, applied, metadata):
                 await self._forget(way_back)
                 undo_id = None
+            if undo_id is not None and applied.mode == "copy":
+                await self._sandbox.note_capture(path, undo_id)
         return RestoreResult(
             success=True,
             id=metadata.id,
@@ -357,7 +370,12 @@ class BackupService:
         way_back: "_Capture | None",
         report: Report,
     ) -> Applied:
-        request = ApplyRequest(**{**dict(comparison), "backup_id": backup_id, "mode": mode})
+        request = ApplyRequest(
+            **dict(comparison),
+            backup_id=backup_id,
+            mode=mode,
+            captured_as=() if way_back is None else way_back.manifests,
+        )
         try:
             return await self._sandbox.restore(request, report)
         except BackupRestoreError as error:
@@ -378,8 +396,6 @@ class BackupService:
         with anyio.CancelScope(shield=True), suppress(SandpointError):
             await self._store.hide(backup.id)
             await self._store.reclaim()
-            if backup.parent_id is not None:
-                await self._sandbox.note_capture(backup.dir, backup.parent_id)
 
     async def get(self, backup_id: str) -> Backup:
         """Return what is known of one backup, also of one that has expired.
@@ -720,14 +736,23 @@ def _new_id() -> str:
 
 @dataclass(frozen=True)
 class _Capture:
-    """A new backup, and whether anything has changed since the one that it is built on."""
+    """A new backup, the digests of its manifests, and whether anything has changed since what it is built on."""
 
     backup: Backup
+    manifests: tuple[str, ...]
     has_changed: bool
 
 
-class _ParentGoneError(Exception):
+class _BaseGoneError(Exception):
     """The backup to build on was deleted meanwhile, or is damaged."""
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A backup to build on: as much of its chain as a new one shall have, and the whole of it."""
+
+    metadata: BackupMetadata
+    whole: BackupMetadata
 
 
 def _is_needed(way_back: _Capture, applied: Applied, restored: BackupMetadata) -> bool:

@@ -5,12 +5,14 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import anyio
 
+from sandpoint.chains import DEFAULT_LIMITS
 from sandpoint.models import Backup, Changes, RestoreResult, UnmountResult
 from sandpoint.sandboxes.local import LocalSandbox
 from sandpoint.service import BackupService
@@ -25,13 +27,21 @@ OverlayKind = Literal["kernel", "fuse"]
 class Place:
     """A folder with a tree, a store and a state directory, and the service between them."""
 
-    def __init__(self, base: Path, *, overlay: OverlayKind | None = None, state: Path | None = None) -> None:
+    def __init__(
+        self,
+        base: Path,
+        *,
+        overlay: OverlayKind | None = None,
+        state: Path | None = None,
+        chain_layers: int = DEFAULT_LIMITS.layers,
+    ) -> None:
         self.base = base
         self.tree = base / "tree"
         self.store = base / "store"
         self.state = state or base / "state"
         self.sandbox = LocalSandbox(str(self.state), kept_out=(str(self.store),), overlay=overlay)
-        self.service = BackupService(self.sandbox, LocalStore(str(self.store)))
+        limits = replace(DEFAULT_LIMITS, layers=chain_layers)
+        self.service = BackupService(self.sandbox, LocalStore(str(self.store)), chain_limits=limits)
 
     @staticmethod
     def run(function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -137,13 +137,13 @@ class Backups(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.base = Path(tempfile.mkdtemp(prefix="sandpoint-chain-"))
-        self.place = Place(self.base)
-        self.place.tree.mkdir()
         self.states: dict[str, Listing] = {}
         self.has_overlay = False
 
-    @initialize(seeds=st.lists(st.integers(0, 2**32), min_size=5, max_size=25))
-    def build(self, seeds: list[int]) -> None:
+    @initialize(seeds=st.lists(st.integers(0, 2**32), min_size=5, max_size=25), layers=st.sampled_from([2, 3, 5, 16]))
+    def build(self, seeds: list[int], layers: int) -> None:
+        self.place = Place(self.base, chain_layers=layers)
+        self.place.tree.mkdir()
         for seed in seeds:
             change(self.place.tree, seed)
 
@@ -166,6 +166,11 @@ class Backups(RuleBasedStateMachine):
         self.work(seeds)
         state = self.now()
         self.states[self.place.create(full=full).id] = state
+
+    @rule(works=st.lists(SEEDS, min_size=2, max_size=4))
+    def create_some(self, works: list[list[int]]) -> None:
+        for seeds in works:
+            self.create(seeds=seeds, full=False)
 
     @precondition(lambda self: self.states)
     @rule(seeds=SEEDS, number=st.integers(0, 100), undo=st.booleans())

@@ -1,12 +1,13 @@
 """Capture: a directory into a layer and a manifest, full or of what has changed."""
 
+import dataclasses
 import os
 import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from itertools import takewhile
 
 import msgspec
 
@@ -17,16 +18,17 @@ from sandpoint.engine.contents import always, differing
 from sandpoint.engine.delta import Delta, build
 from sandpoint.engine.directory import open_directory
 from sandpoint.engine.ignore import GitError, Rules, git_ignored
+from sandpoint.engine.index import Index, read_index, write_index
 from sandpoint.engine.layers import opened_layer
-from sandpoint.engine.manifest import Entry, Header, Manifest, display, make_manifest, parent, read_header
+from sandpoint.engine.manifest import Entry, Header, Manifest, display, layers_with, make_manifest, parent, read_header
 from sandpoint.engine.overlay import Overlay, own_overlays, shown_by
 from sandpoint.engine.plan import Comparison, is_at_or_below, make_plan
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Check, Monitor
-from sandpoint.engine.upper import Changed, changed_since, delta_manifest, made_anew
+from sandpoint.engine.upper import Changed, Past, changed_since, delta_manifest, made_anew
 from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, walk_tree
 from sandpoint.errors import BackupCreateError, BackupIntegrityError, StoreUnavailableError
-from sandpoint.models import Captured, CaptureRequest, Kind, Parent, StoredFile
+from sandpoint.models import Captured, CaptureRequest, Kind, Parent, Source, StoredFile
 
 _ATTEMPTS = 2
 """Whole captures before paths that are still written to are named as unstable."""
@@ -45,7 +47,7 @@ _COMPLAINT = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Place:
     """An open directory and what is special about where it lies."""
 
@@ -57,6 +59,18 @@ class Place:
     """Whether stamps prove that a file is unchanged."""
     is_overlay: bool
     """Whether overlays of ours are mounted on it or below."""
+    overlay: Overlay | None
+    """The kernel overlay of ours that is mounted on it, if nothing else is mounted there."""
+
+    def upper_is_stamped(self) -> bool:
+        """Whether stamps prove that what was written to its overlay is unchanged."""
+        if self.overlay is None:
+            return False
+        fd = os.open(self.overlay.upper, os.O_PATH)
+        try:
+            return mounts.filesystem_of(fd, mounts.list_mounts()) in mounts.STAMPED_FILESYSTEMS
+        finally:
+            os.close(fd)
 
 
 @contextmanager
@@ -69,7 +83,8 @@ def opened_place(state: State, path: str) -> Iterator[Place]:
     fd = open_directory(path)
     try:
         table = mounts.list_mounts()
-        own = {os.fsencode(overlay.record.dir) for overlay in own_overlays(state, path, table)}
+        overlays = own_overlays(state, path, table)
+        own = {os.fsencode(overlay.record.dir) for overlay in overlays}
         below = {mount.point for mount in mounts.mounts_below(os.fsencode(path), table)}
         prefix = len(os.fsencode(path)) + 1
         yield Place(
@@ -78,14 +93,23 @@ def opened_place(state: State, path: str) -> Iterator[Place]:
             boundaries=frozenset(point[prefix:] for point in below - own),
             stamps=mounts.filesystem_of(fd, table) in mounts.STAMPED_FILESYSTEMS and not own & below,
             is_overlay=bool(own),
+            overlay=_on_top(overlays, path) if below <= own else None,
         )
     finally:
         os.close(fd)
 
 
-@dataclass(frozen=True)
+def _on_top(overlays: Sequence[Overlay], path: str) -> Overlay | None:
+    is_alone = len(overlays) == 1 and overlays[0].record.dir == path and overlays[0].record.kind == "kernel"
+    return overlays[0] if is_alone else None
+
+
+@dataclasses.dataclass(frozen=True)
 class _Made:
-    """A capture before it is sent: what a delta does not need to send again is None."""
+    """A capture before it is sent: what a delta does not need to send again is None.
+
+    `tree` is what the next capture is compared with, where that is worth keeping.
+    """
 
     kind: Kind
     layer: StoredFile | None
@@ -93,6 +117,7 @@ class _Made:
     header: Header
     file_count: int
     total_bytes: int
+    tree: Manifest | None = None
 
 
 def capture(request: CaptureRequest, state: State, monitor: Monitor) -> Captured:
@@ -122,15 +147,29 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor) -> Captured
         monitor.progress("storing", 0)
         if made.layer is not None:
             transfer.send(request.layer, made.layer, state)
+        manifest = None if made.manifest is None else transfer.send_bytes(request.manifest, made.manifest)
+        if made.tree is not None:
+            write_index(state, request.dir, _index(request, made, manifest, made.tree))
         return Captured(
             kind=made.kind,
             layer=made.layer,
-            manifest=None if made.manifest is None else transfer.send_bytes(request.manifest, made.manifest),
+            manifest=manifest,
             file_count=made.file_count,
             total_bytes=made.total_bytes,
             unstable_paths=tuple(display(path) for path in made.header.unstable),
             skipped_mounts=tuple(display(path) for path in made.header.mounts),
         )
+
+
+def _index(request: CaptureRequest, made: _Made, manifest: StoredFile | None, tree: Manifest) -> Index:
+    base = request.parent if made.kind == "delta" else None
+
+    def digests(below: Sequence[Source], own: StoredFile | None) -> tuple[str, ...]:
+        return tuple(each.sha256 for each in (*below, *([own] if own is not None else [])))
+
+    return Index(
+        digests(base.manifests if base else (), manifest), digests(base.layers if base else (), made.layer), tree
+    )
 
 
 def _made(kind: Kind, layer: StoredFile | None, tree: Manifest, *, stored: Manifest | None) -> _Made:
@@ -142,6 +181,7 @@ def _made(kind: Kind, layer: StoredFile | None, tree: Manifest, *, stored: Manif
         tree.header,
         file_count=len(files),
         total_bytes=sum(entry.size for entry in files if not entry.hardlink),
+        tree=tree if tree.header.stamps else None,
     )
 
 
@@ -155,12 +195,15 @@ def _capture_delta(request: CaptureRequest, place: Place, state: State, work: st
     try:
         layers = [transfer.fetch(source, state, monitor.check, reread=False) for source in request.parent.layers]
         manifests = [transfer.fetch_bytes(source) for source in request.parent.manifests]
-        overlay = _overlay_of(request.parent, place, state)
-        if overlay is not None:
-            return _capture_upper(request, request.parent, overlay, manifests, place, work, monitor)
+        if place.overlay is not None:
+            return _capture_upper(request, request.parent, place.overlay, manifests, layers, place, work, monitor)
         if not place.stamps:
             return None  # every file would have to be compared with the layers, which takes longer than a full capture
-        return _capture_since(request, Manifest.from_chain(manifests), layers, place, work, monitor)
+        index = read_index(state, request.dir)
+        if index is None or index.manifests != tuple(source.sha256 for source in request.parent.manifests):
+            return _capture_since(request, Manifest.from_chain(manifests), layers, place, work, monitor)
+        made = _capture_since(request, index.tree, layers, place, work, monitor)
+        return dataclasses.replace(made, tree=None) if made is not None and made.tree is index.tree else made
     except (BackupIntegrityError, StoreUnavailableError):
         return None  # nothing is built on what is damaged
 
@@ -189,12 +232,14 @@ def _capture_since(
         )
         plan = make_plan(parent, present, differ=differ, comparison=Comparison(owners=True))
         if plan.is_empty:
-            return _made("delta", None, present, stored=None)
+            is_known = all(parent.entries.get(path) is entry for path, entry in present.entries.items())
+            tree = parent if is_known else Manifest(present.header, present.entries, parent.layers)
+            return _made("delta", None, tree, stored=None)
         delta = Delta(plan, present)
         if not _is_worth(delta, len(parent.entries), sum(entry.size for entry in parent.entries.values())):
             return None
         monitor.progress("archiving", 0, len(delta.entries))
-        moved = _build_delta(delta, request, place, monitor, stamps=True)
+        moved = _build_delta(delta, request, place, monitor, written=place.fd)
         if not moved:
             break
     present = _as_delta_has_it(present, moved)
@@ -202,7 +247,8 @@ def _capture_since(
         shown = beyond_squashfs(present.entries.values(), frozenset(present.header.mounts), delta=True)
         header = msgspec.structs.replace(present.header, beyond_squashfs=shown)
         stored = Manifest(header, present.entries).since(parent, delta.brought)
-        return _made("delta", sealed(), present, stored=stored)
+        tree = Manifest(header, present.entries, layers_with(parent.layers, stored, len(layers)))
+        return _made("delta", sealed(), tree, stored=stored)
 
 
 def _is_worth(delta: Delta, parent_entries: int, parent_bytes: int) -> bool:
@@ -215,12 +261,12 @@ def _is_worth(delta: Delta, parent_entries: int, parent_bytes: int) -> bool:
 
 
 def _build_delta(
-    delta: Delta, request: CaptureRequest, place: Place, monitor: Monitor, *, stamps: bool
+    delta: Delta, request: CaptureRequest, place: Place, monitor: Monitor, *, written: int | None
 ) -> dict[bytes, int]:
     out = transfer.unfinished(request.layer)
     with suppress(FileNotFoundError):
         os.unlink(out)
-    return build(delta, root=place.fd, out=out, compression=request.compression, stamps=stamps, check=monitor.check)
+    return build(delta, root=place.fd, out=out, compression=request.compression, written=written, check=monitor.check)
 
 
 def _as_delta_has_it(present: Manifest, moved: Mapping[bytes, int]) -> Manifest:
@@ -235,32 +281,25 @@ def _as_delta_has_it(present: Manifest, moved: Mapping[bytes, int]) -> Manifest:
     return Manifest(msgspec.structs.replace(present.header, unstable=tuple(sorted(moved))), entries)
 
 
-def _overlay_of(parent: Parent, place: Place, state: State) -> Overlay | None:
-    """Return the overlay that shows the parent on a directory, if nothing else is mounted there."""
-    own = own_overlays(state, place.path)
-    if len(own) != 1 or place.boundaries:
-        return None
-    record = own[0].record
-    is_parents = record.dir == place.path and record.backup_id == parent.backup_id and record.kind == "kernel"
-    return own[0] if is_parents and len(record.layers) == len(parent.layers) else None
-
-
 def _capture_upper(
     request: CaptureRequest,
     parent: Parent,
     overlay: Overlay,
     manifests: Sequence[bytes],
+    layers: Sequence[str],
     place: Place,
     work: str,
     monitor: Monitor,
 ) -> _Made | None:
-    """Capture what the upper layer of an overlay changed, at the cost of that alone."""
+    """Capture what the upper layer of an overlay changed since the parent, at the cost of that alone."""
     ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
     rules = Rules(request.excludes, paths=ignored, cover=_cover(request))
     header = read_header(manifests[-1])
+    past = _past(header, parent, overlay, manifests, layers, place)
+    stamps = place.upper_is_stamped()
     upper = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        with shown_by(overlay.record.layers, work) as before:
+        with shown_by(layers, work) as before:
             for _ in range(_ATTEMPTS):
                 started = time.time_ns()
                 changed = changed_since(
@@ -271,42 +310,69 @@ def _capture_upper(
                     rules=rules,
                     links=header.hardlinks,
                     made=made_anew(header),
+                    past=past,
                 )
                 if changed.plan.is_empty:
-                    return _Made("delta", None, None, header, parent.file_count, parent.total_bytes)
+                    return _grown(parent, past, changed, None, None, header)
                 delta = Delta(changed.plan, changed.now)
                 if not _is_worth(delta, parent.file_count, parent.total_bytes):
                     return None
-                moved = _build_delta(delta, request, place, monitor, stamps=False)
+                moved = _build_delta(delta, request, place, monitor, written=upper if stamps else None)
                 if not moved:
                     break
-            now = _as_delta_has_it(changed.now, moved)
+            changed = dataclasses.replace(changed, now=_as_delta_has_it(changed.now, moved))
             stored = delta_manifest(
-                msgspec.structs.replace(header, started_ns=started, stamps=False, unstable=tuple(sorted(moved))),
-                Changed(changed.plan, changed.before, now),
+                msgspec.structs.replace(
+                    header,
+                    started_ns=started,
+                    stamps=stamps,
+                    device=os.fstat(place.fd).st_dev,
+                    unstable=tuple(sorted(moved)),
+                ),
+                changed,
                 delta.brought,
                 before,
+                past,
             )
     finally:
         os.close(upper)
-    was, is_now = (list(tree.entries.values()) for tree in (changed.before, now))
     with transfer.sealing(request.layer, monitor.check) as sealed:
-        return _Made(
-            "delta",
-            sealed(),
-            stored.content,
-            stored.header,
-            file_count=parent.file_count + _count(is_now) - _count(was),
-            total_bytes=parent.total_bytes + _bytes(is_now) - _bytes(was),
-        )
+        return _grown(parent, past, changed, sealed(), stored.content, stored.header)
 
 
-def _count(entries: Sequence[Entry]) -> int:
-    return sum(not entry.is_dir for entry in entries)
+def _grown(
+    parent: Parent,
+    past: Past,
+    changed: Changed,
+    layer: StoredFile | None,
+    manifest: bytes | None,
+    header: Header,
+) -> _Made:
+    files, size = past.growth(changed, header.hardlinks)
+    return _Made("delta", layer, manifest, header, parent.file_count + files, parent.total_bytes + size)
 
 
-def _bytes(entries: Sequence[Entry]) -> int:
-    return sum(entry.size for entry in entries if not entry.hardlink)
+def _past(
+    header: Header,
+    parent: Parent,
+    overlay: Overlay,
+    manifests: Sequence[bytes],
+    layers: Sequence[str],
+    place: Place,
+) -> Past:
+    """Return what manifests say of the parent that its layers do not show, and what was upon it.
+
+    What the overlay itself is mounted upon says nothing: it is as its layers show it.
+    """
+    shown = overlay.record.layers
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(layers, shown, strict=False)))
+    return Past.read(
+        header,
+        manifests[common:],
+        [transfer.fetch_bytes(source) for source in parent.dropped],
+        device=os.fstat(place.fd).st_dev,
+        by_name=tuple(layers) != shown,
+    )
 
 
 # -- full layers --
@@ -360,7 +426,7 @@ def _walk_and_build(
     view: int, place: Place, rules: Rules, request: CaptureRequest, work: str, monitor: Monitor
 ) -> tuple[Manifest, list[str]]:
     started = time.time_ns()
-    stamps = place.stamps and settle(place)
+    stamps = (place.stamps or place.upper_is_stamped()) and settle(place)
     count = 0
 
     def walk(stop: Check) -> Manifest:

@@ -12,6 +12,7 @@ from sandpoint.engine.chain import Chain
 from sandpoint.engine.contents import Roots, always, differing
 from sandpoint.engine.differences import Difference, Side, describe, differences, turned
 from sandpoint.engine.ignore import GitError, Rules, git_ignored
+from sandpoint.engine.index import Index, read_index
 from sandpoint.engine.inplace import Compared
 from sandpoint.engine.manifest import Entry, Manifest, display, paths_named
 from sandpoint.engine.plan import Comparison, Plan, ancestors, make_plan, select, without
@@ -20,6 +21,9 @@ from sandpoint.engine.tools import Check, Monitor
 from sandpoint.engine.walk import UnreadableError, walk_tree
 from sandpoint.errors import BackupIntegrityError, BackupRestoreError, InvalidBackupConfigError
 from sandpoint.models import Changes, CompareRequest, ContentChanges, StoredBackup
+
+_MANY_DOUBTFUL = 500
+"""So many files that may differ are looked up in the index first, where reading them would take longer."""
 
 
 def compare(request: CompareRequest, state: State, monitor: Monitor) -> Changes:
@@ -105,7 +109,7 @@ def _with_directory(request: CompareRequest, state: State, monitor: Monitor) -> 
             yield _Found(plan, _nothing(target), Side(wanted, chain.opened), Comparison())
             return
         with opened_place(state, request.dir) as place:
-            compared = compare_with(request, target, place, chain, monitor)
+            compared = compare_with(request, target, place, chain, state, monitor)
             present = Side(compared.present, _always_open(place.fd))
             yield _Found(compared.plan, present, Side(compared.target, chain.opened), compared.comparison)
 
@@ -137,6 +141,8 @@ def _with_backup(older: CompareRequest, newer: CompareRequest, state: State, mon
 
 def _with_proven(before: Manifest, after: Manifest) -> Manifest:
     """Return a later tree with the very entries of an earlier one whose stamps prove that they are the same."""
+    if before.header.device != after.header.device:
+        return after
     entries = {
         path: before.entries[path]
         if before.entries.get(path) == entry and 0 < entry.ctime_ns < before.settled_before_ns
@@ -203,14 +209,35 @@ def fetch_layers(backup: StoredBackup, state: State, check: Check, *, reread: bo
     return [transfer.fetch(source, state, check, reread=reread) for source in backup.layers]
 
 
-def compare_with(request: CompareRequest, backup: Manifest, place: Place, chain: Chain, monitor: Monitor) -> Compared:
+def compare_with(
+    request: CompareRequest,
+    backup: Manifest,
+    place: Place,
+    chain: Chain,
+    state: State,
+    monitor: Monitor,
+    *,
+    captured_as: Sequence[str] = (),
+) -> Compared:
     """Compare an open directory with a backup, and plan a restore.
+
+    Args:
+        request: What is compared.
+        backup: Its manifest.
+        place: The directory.
+        chain: The backup's layers.
+        state: The state directory.
+        monitor: Told of progress; may stop it.
+        captured_as: Digests of the manifests of a backup that was taken of the directory in the same turn: what it
+            found there counts, so that a restore undoes nothing that this backup does not hold.
 
     Raises:
         InvalidBackupConfigError: A path is neither in it nor in the backup.
         UnreadableError: Something in it may not be read.
     """
-    present = _walk_present(request, backup, place, monitor)
+    index = read_index(state, place.path) if captured_as else None
+    captured = _as_captured(index, captured_as, request, backup, place)
+    present = captured or _walk_present(request, backup, place, monitor)
     request = _named(request, backup, present)
     # What was a mount then or is one now is another filesystem's: its contents are neither in the backup nor to go.
     mounts = tuple(sorted({*present.header.mounts, *backup.header.mounts} & {*present.entries, *place.boundaries}))
@@ -220,11 +247,37 @@ def compare_with(request: CompareRequest, backup: Manifest, place: Place, chain:
     comparison = Comparison(coarse_times=place.is_overlay)
 
     def differ(entries: list[Entry]) -> set[bytes]:
-        with chain.opened(entries) as layers:
-            return differing(always(place.fd), layers, entries, monitor.check)
+        unproven = entries
+        proof = index or (read_index(state, place.path) if len(entries) > _MANY_DOUBTFUL and place.stamps else None)
+        if proof is not None:
+            device = os.fstat(place.fd).st_dev
+            digests = [source.sha256 for source in request.layers]
+            unproven = [
+                entry
+                for entry in entries
+                if not proof.proves(present.entries[entry.path], device, digests[backup.layers.get(entry.path, 0)])
+            ]
+        if not unproven:
+            return set()
+        with chain.opened(unproven) as layers:
+            return differing(always(place.fd), layers, unproven, monitor.check)
 
     plan = make_plan(chosen, target, differ=differ, comparison=comparison, untouchable=untouchable)
     return Compared(plan, chosen, target, comparison, untouchable, mounts)
+
+
+def _as_captured(
+    index: Index | None, captured_as: Sequence[str], request: CompareRequest, backup: Manifest, place: Place
+) -> Manifest | None:
+    """Return the tree as it was captured, if it is just what a look at the directory for a restore would find."""
+    if index is None or index.manifests != tuple(captured_as) or not place.stamps:
+        return None
+    tree, now = index.tree, os.fstat(place.fd).st_dev
+    left_out_alike = not request.use_gitignore and not any(path in tree.entries for path in backup.header.excluded)
+    same_mounts = frozenset(tree.header.mounts) == place.boundaries >= frozenset(backup.header.mounts)
+    if not left_out_alike or not same_mounts or tree.header.unstable or tree.header.device != now:
+        return None
+    return _with_proven(backup, tree)
 
 
 def _walk_present(request: CompareRequest, backup: Manifest, place: Place, monitor: Monitor) -> Manifest:

@@ -71,7 +71,7 @@ def _whiteouts(plan: Plan, present: Manifest) -> Iterator[bytes]:
 
 
 def build(
-    delta: Delta, *, root: int, out: str, compression: Compression, stamps: bool, check: Check
+    delta: Delta, *, root: int, out: str, compression: Compression, written: int | None, check: Check
 ) -> dict[bytes, int]:
     """Write a delta layer.
 
@@ -80,7 +80,8 @@ def build(
         root: A descriptor of the directory.
         out: The file to write; it must not exist.
         compression: How blocks are compressed.
-        stamps: Whether stamps shall prove later that a file was not written to: mapped pages are written out first.
+        written: A descriptor of where the files lie that were written to (for an overlay, its upper layer), if their
+            stamps shall prove later that they were not written to since: mapped pages are written out first.
         check: May raise to stop.
 
     Returns:
@@ -97,7 +98,7 @@ def build(
     try:
         for entry in delta.entries:
             check()
-            _feed(tool, entry, root, stamps, moved)
+            _feed(tool, entry, root, written, moved)
         for path in delta.whiteouts:
             tool.feed(_header(path, tarfile.CHRTYPE))
         tool.feed(bytes(2 * _RECORD))
@@ -108,18 +109,18 @@ def build(
     return moved
 
 
-def _feed(tool: tools.Tool, entry: Entry, root: int, stamps: bool, moved: dict[bytes, int]) -> None:
+def _feed(tool: tools.Tool, entry: Entry, root: int, written: int | None, moved: dict[bytes, int]) -> None:
     if entry.hardlink and entry.kind in _TYPES:
         tool.feed(_entry_header(entry, tarfile.LNKTYPE, target=entry.hardlink))
     elif entry.is_file:
-        _feed_file(tool, entry, root, stamps, moved)
+        _feed_file(tool, entry, root, written, moved)
     elif entry.kind in _TYPES:
         tool.feed(_entry_header(entry, _TYPES[entry.kind], target=entry.target))
     else:
         tool.feed(_header(entry.path, tarfile.CHRTYPE))
 
 
-def _feed_file(tool: tools.Tool, entry: Entry, root: int, stamps: bool, moved: dict[bytes, int]) -> None:
+def _feed_file(tool: tools.Tool, entry: Entry, root: int, written: int | None, moved: dict[bytes, int]) -> None:
     try:
         fd = linux.openat2(entry.path, _OPEN, dir_fd=root, resolve=INSIDE)
     except OSError as error:
@@ -131,12 +132,28 @@ def _feed_file(tool: tools.Tool, entry: Entry, root: int, stamps: bool, moved: d
     try:
         status = os.fstat(fd)
         size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-        if stamps and size:
-            linux.write_out(fd)
+        if written is not None and size:
+            _write_out(entry, written, None if written != root else fd)
         tool.feed(_entry_header(entry, tarfile.REGTYPE, size=size))
         _feed_content(tool, fd, size)
         if not stat.S_ISREG(status.st_mode) or not _is_as(os.fstat(fd), entry):
             moved[entry.path] = size
+    finally:
+        os.close(fd)
+
+
+def _write_out(entry: Entry, written: int, fd: int | None) -> None:
+    if fd is not None:
+        linux.write_out(fd)
+        return
+    try:
+        fd = linux.openat2(entry.path, _OPEN, dir_fd=written, resolve=INSIDE)
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        return  # the overlay shows it from below: nothing was written to it
+    try:
+        linux.write_out(fd)
     finally:
         os.close(fd)
 

@@ -88,10 +88,11 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     """What is true of the whole tree.
 
     `started_ns` is the wall clock (ns since 1970) when the capture began. `stamps` says whether the filesystem's
-    stamps prove that a file is unchanged. `excluded` are the paths that were there and left out, a directory
-    standing for all below it; `mounts` those where another filesystem was mounted; `unstable` those that were
-    written to all the time. `beyond_squashfs` are the entries that a mounted layer does not show as they were: those
-    with ACLs, the directories of mounts, and the directory itself, whose attributes an overlay takes from its upper.
+    stamps prove that a file is unchanged, and `device` on which device (`st_dev` of the directory) they do.
+    `excluded` are the paths that were there and left out, a directory standing for all below it; `mounts` those where
+    another filesystem was mounted; `unstable` those that were written to all the time. `beyond_squashfs` are the
+    entries that a mounted layer does not show as they were: those with ACLs, the directories of mounts, and the
+    directory itself, whose attributes an overlay takes from its upper.
     `linked_outside` are files with hard links that are not in the tree; `hardlinks` are the groups in it.
 
     A delta's manifest holds only what is not as its parent's says: `removed` are the parent's paths that are no more,
@@ -109,6 +110,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     is_delta: bool = False
     removed: tuple[bytes, ...] = ()
     kept: tuple[bytes, ...] = ()
+    device: int = 0
 
 
 class Manifest(msgspec.Struct, frozen=True, dict=True):
@@ -163,7 +165,7 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
         Raises:
             BackupIntegrityError: One is none, or is out of place, or an entry breaks the rules for paths.
         """
-        bottom, *deltas = [_read(content) for content in contents]
+        bottom, *deltas = map(read_one, contents)
         if bottom.header.is_delta or not all(delta.header.is_delta for delta in deltas):
             raise BackupIntegrityError("the manifests are damaged: a full one comes first, and only there")
         manifest = bottom
@@ -195,7 +197,12 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
         )
 
 
-def _read(content: bytes) -> Manifest:
+def read_one(content: bytes) -> Manifest:
+    """Read one manifest file alone: of a delta, only what is not as its parent's says.
+
+    Raises:
+        BackupIntegrityError: It is none.
+    """
     try:
         header, entries = _decode(content)
     except _UNREADABLE as error:
@@ -207,22 +214,36 @@ def _read(content: bytes) -> Manifest:
 
 
 def _merge(bottom: Manifest, deltas: Sequence[Manifest]) -> Manifest:
-    entries = {path: _as_proven(entry, bottom) for path, entry in bottom.entries.items()}
+    device = deltas[-1].header.device
+    entries = {path: as_proven(entry, bottom, device) for path, entry in bottom.entries.items()}
     layers: dict[bytes, int] = {}
     for number, delta in enumerate(deltas, start=1):
         for path in delta.header.removed:
             entries.pop(path, None)
-            layers.pop(path, None)
-        entries.update((path, _as_proven(entry, delta)) for path, entry in delta.entries.items())
-        kept = frozenset(delta.header.kept)
-        layers.update((path, number) for path in delta.entries if path not in kept)
+        entries.update((path, as_proven(entry, delta, device)) for path, entry in delta.entries.items())
+        layers = layers_with(layers, delta, number)
     header = msgspec.structs.replace(deltas[-1].header, is_delta=False, removed=(), kept=(), stamps=True)
     return Manifest(header, dict(sorted(entries.items())), layers)
 
 
-def _as_proven(entry: Entry, manifest: Manifest) -> Entry:
-    """Return an entry without a stamp that proves nothing in its own manifest, for in a later one it might seem to."""
-    if entry.ctime_ns < manifest.settled_before_ns:
+def layers_with(layers: Mapping[bytes, int], delta: Manifest, number: int) -> dict[bytes, int]:
+    """Return which layer has which path, as `Manifest.layers` does, with a delta's layer of some number on top."""
+    removed = frozenset(delta.header.removed)
+    kept = frozenset(delta.header.kept)
+    return {path: below for path, below in layers.items() if path not in removed} | {
+        path: number for path in delta.entries if path not in kept
+    }
+
+
+def as_proven(entry: Entry, manifest: Manifest, device: int) -> Entry:
+    """Return an entry without a stamp that proves nothing in its own manifest, for in a later one it might seem to.
+
+    Args:
+        entry: An entry of the manifest.
+        manifest: Of the time when it was captured.
+        device: The device that the later one is of.
+    """
+    if entry.ctime_ns < manifest.settled_before_ns and manifest.header.device == device:
         return entry
     return msgspec.structs.replace(entry, ctime_ns=0, ino=0)
 

@@ -1,8 +1,9 @@
 """Overlays: a layer as a writable directory, mounted over the directory that is restored.
 
 Each overlay has a folder `overlays/{uuid}` in the state directory: `overlay.json`, its record; `upper` and `work`,
-what is written to it; `ready`, made once it is in place. Its mount's source is `sandpoint-{uuid}`; fuse-overlayfs
-lets nobody choose that, so that `device`, the number of its mount, tells it from others.
+what is written to it; `ready`, made once it is in place; `captured`, the id of the last backup of it. Its mount's
+source is `sandpoint-{uuid}`; fuse-overlayfs lets nobody choose that, so that `device`, the number of its mount, tells
+it from others.
 """
 
 import os
@@ -18,7 +19,7 @@ from sandpoint.engine import linux, mounts, tools
 from sandpoint.engine.directory import NO_LINKS, is_within
 from sandpoint.engine.layers import fuse_mount_layer, fuse_run, fuse_unmount, mounted_layers
 from sandpoint.engine.mounts import Mount
-from sandpoint.engine.state import State, remove_tree, unmount_below
+from sandpoint.engine.state import State, read_note, remove_tree, unmount_below, write_over
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupRestoreError
 
@@ -53,6 +54,7 @@ class Overlay:
         self.scratch = os.path.join(folder, "merged")
         self._ready = os.path.join(folder, "ready")
         self._device = os.path.join(folder, "device")
+        self._captured = os.path.join(folder, "captured")
 
     @classmethod
     def create(cls, state: State, record: Record) -> "Overlay":
@@ -151,6 +153,15 @@ class Overlay:
             self.forget_device()
             for mount in mounts.mounts_below(os.fsencode(self._lower), mounts.list_mounts()):
                 fuse_unmount(os.fsdecode(mount.point))
+
+    def last_capture(self) -> str | None:
+        """Return the id of the last backup that was taken of what it shows, since it was mounted."""
+        return read_note(self._captured)
+
+    def note_capture(self, backup_id: str) -> None:
+        """Note a backup of what it shows: without the note the next one holds all that was written to it."""
+        with suppress(OSError):
+            write_over(self._captured, backup_id.encode())
 
     def is_written(self) -> bool:
         """Whether anything below its top was changed since it was mounted."""

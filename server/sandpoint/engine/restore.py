@@ -66,7 +66,7 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
             stack.enter_context(overlays.set_aside(state, request.dir, monitor.check))
         place = stack.enter_context(opened_place(state, request.dir))
         chain = Chain(layers, backup, work, monitor.check)
-        compared = compare_with(request, backup, place, chain, monitor)
+        compared = compare_with(request, backup, place, chain, state, monitor, captured_as=request.captured_as)
         refuse_conflicts(compared)
         layers()
 

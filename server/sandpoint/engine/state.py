@@ -4,7 +4,7 @@ turns/            the queue of operations
 work/{uuid}/      what one operation needs while it runs; what a dead one left is cleared by the next
 overlays/{uuid}/  the upper layer and the record of each overlay mount
 checked/{sha256}  the stamp of a file whose digest was seen to be this one
-captures/{key}    the id of the last backup that was taken of a directory
+captures/{key}    the id of the last backup that was taken of a directory; with `.index`, what it held then
 sandbox-id        names this machine's trees in the metadata of backups
 """
 
@@ -72,20 +72,18 @@ class State:
 
     def last_capture(self, directory: str) -> str | None:
         """Return the id of the last backup that was taken of a directory here."""
-        try:
-            with open(self._capture_note(directory)) as file:
-                return file.read()
-        except OSError:
-            return None
+        return read_note(self._capture_note(directory))
 
     def note_capture(self, directory: str, backup_id: str) -> None:
         """Note a backup as the last one of a directory: without the note the next one is a full one."""
         self.prepare()
         path = self._capture_note(directory)
         with suppress(OSError):
-            with open(f"{path}.partial", "w") as file:
-                file.write(backup_id)
-            os.rename(f"{path}.partial", path)
+            write_over(path, backup_id.encode())
+
+    def index_path(self, directory: str) -> str:
+        """Return the path of the file for what a directory held at its last capture."""
+        return f"{self._capture_note(directory)}.index"
 
     def _capture_note(self, directory: str) -> str:
         return os.path.join(self._captures, hashlib.sha256(os.fsencode(directory)).hexdigest())
@@ -174,6 +172,23 @@ def write_new(path: str, content: bytes) -> None:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
     sync_directory(os.path.dirname(path))
+
+
+def read_note(path: str) -> str | None:
+    """Return what a small file says; None where there is none."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def write_over(path: str, content: bytes) -> None:
+    """Write a file whole, in place of what may be there; not durably: after a crash it may be torn."""
+    partial = f"{path}.partial"
+    with open(partial, "wb") as file:
+        file.write(content)
+    os.rename(partial, path)
 
 
 def sync_directory(path: str) -> None:

@@ -3,9 +3,9 @@
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -14,8 +14,8 @@ from sandpoint.engine.apply import Holders
 from sandpoint.engine.contents import always, differing
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.ignore import Rules
-from sandpoint.engine.manifest import Entry, Header, Manifest, make_manifest, parent
-from sandpoint.engine.plan import Comparison, Plan, is_at_or_below, make_plan
+from sandpoint.engine.manifest import Entry, Header, Manifest, as_proven, make_manifest, parent, read_one
+from sandpoint.engine.plan import Comparison, Plan, ancestors, is_at_or_below, make_plan
 from sandpoint.engine.tools import Check
 from sandpoint.engine.walk import beyond_squashfs, entry_of, walk_tree
 
@@ -35,6 +35,90 @@ class Changed:
     now: Manifest
 
 
+@dataclass(frozen=True)
+class Past:
+    """What is known of a tree besides what its layers show.
+
+    `entries` are those of its manifests: with exact times, and a stamp where that proves something. `dropped` are the
+    entries that manifests upon these had, None for what they removed; `links` the groups of hard links with these.
+    With `by_name`, the tree was captured from the overlay itself: what came and went again since left no trace in the
+    upper layer but that of its directory.
+    """
+
+    entries: Mapping[bytes, Entry] = field(default_factory=dict)
+    dropped: Mapping[bytes, Entry | None] = field(default_factory=dict)
+    links: tuple[tuple[bytes, ...], ...] = ()
+    by_name: bool = False
+
+    @classmethod
+    def read(
+        cls, header: Header, manifests: Iterable[bytes], dropped: Iterable[bytes], *, device: int, by_name: bool
+    ) -> "Past":
+        """Read manifest files.
+
+        Args:
+            header: That of the tree.
+            manifests: Of the tree, from the first one on that its layers' times are not those of the directory.
+            dropped: Those that were upon them.
+            device: The directory's.
+            by_name: See the class.
+
+        Raises:
+            BackupIntegrityError: One is damaged.
+        """
+        entries: dict[bytes, Entry] = {}
+        for manifest in map(read_one, manifests):
+            for path in manifest.header.removed:
+                entries.pop(path, None)
+            entries |= {path: as_proven(entry, manifest, device) for path, entry in manifest.entries.items()}
+        upon: dict[bytes, Entry | None] = {}
+        for manifest in map(read_one, dropped):
+            upon |= dict.fromkeys(manifest.header.removed)
+            upon |= manifest.entries
+            header = manifest.header
+        return cls(entries, upon, header.hardlinks, by_name)
+
+    def growth(self, changed: Changed, links: Iterable[Sequence[bytes]]) -> tuple[int, int]:
+        """Return how many more files and bytes there are than when the directory was last captured.
+
+        Args:
+            changed: What changed.
+            links: All groups of hard links that there are now.
+        """
+        was = {path: each for path, each in {**changed.before.entries, **self.dropped}.items() if each is not None}
+        is_now = dict(changed.now.entries)
+        touched = was.keys() | is_now.keys() | self.dropped.keys()
+        # Hard links that nothing was done to keep the bytes of their group.
+        for group in self.links:
+            one = next((was[path] for path in group if path in was), None)
+            if one is not None:
+                is_now |= {path: one for path in group if path not in touched}
+        kept = len(is_now) - len(changed.now.entries)
+        files = _count(is_now.values()) - kept - _count(was.values())
+        return files, _bytes(is_now, links) - _bytes(was, self.links)
+
+    def proves(self, present: Entry) -> bool:
+        """Whether a stamp says that a file has the same bytes as in the tree."""
+        known = self.entries.get(present.path)
+        return (
+            known is not None
+            and known.ctime_ns != 0
+            and (known.ino, known.ctime_ns, known.mtime_ns, known.size)
+            == (present.ino, present.ctime_ns, present.mtime_ns, present.size)
+        )
+
+
+def _count(entries: Iterable[Entry]) -> int:
+    return sum(not entry.is_dir for entry in entries)
+
+
+def _bytes(entries: Mapping[bytes, Entry], links: Iterable[Sequence[bytes]]) -> int:
+    """Return the size of files, that of hard links once."""
+    first = {path: group[0] for group in links for path in group}
+    sizes = {first.get(path, path): entry.size for path, entry in entries.items() if not entry.is_dir}
+    return sum(sizes.values())
+
+
 def changed_since(
     before: int,
     now: int,
@@ -44,11 +128,12 @@ def changed_since(
     rules: Rules | None = None,
     links: Sequence[Sequence[bytes]] | None = None,
     made: Iterable[Entry] = (),
+    past: Past | None = None,
 ) -> Changed:
-    """Return the steps that led from what an overlay hides to what it shows.
+    """Return the steps that led from what an overlay hides, or was captured of it later, to what it shows.
 
     Args:
-        before: A descriptor of the directory as it was when the overlay was mounted.
+        before: A descriptor of the directory as it was when the overlay was mounted, or captured.
         now: A descriptor of the directory as the overlay shows it.
         uppers: Its upper layer, and those of overlays mounted upon it or inside it since: for each the path within the
             directory where it begins, and a descriptor.
@@ -56,19 +141,31 @@ def changed_since(
         rules: What is left out.
         made: Entries of the hidden tree that its layers do not show, and that were made in the upper layer.
         links: Groups of hard links among what the overlay hides; None where hard links do not count.
+        past: What else is known of the tree before.
 
     Raises:
         UnreadableError: An entry may not be read.
         OSError: The filesystem failed.
     """
-    rules = rules or Rules()
+    rules, past = rules or Rules(), past or Past()
     source: dict[bytes, Entry] = {}
     target: dict[bytes, Entry] = {}
     excluded: list[bytes] = []
-    for path, whole in (each for begin, upper in uppers for each in _candidates(begin, upper, rules, excluded)):
+
+    def look(path: bytes, *, whole: bool) -> None:
+        # What has come to be excluded is no more: of the tree before, all counts.
+        source.update((entry.path, entry) for entry in _entries(before, path, Rules(), [], whole=whole))
+        target.update((entry.path, entry) for entry in _entries(now, path, rules, excluded, whole=whole))
+
+    for path, whole in (each for begin, upper in uppers for each in _candidates(begin, upper, rules)):
         check()
-        for root, entries in ((before, source), (now, target)):
-            entries.update((entry.path, entry) for entry in _entries(root, path, rules, excluded, whole=whole))
+        look(path, whole=whole)
+        if past.by_name and not whole:
+            for name in _names(before, path) ^ _names(now, path):
+                look(_join(path, name), whole=True)
+    for path in past.dropped:
+        look(path, whole=False)
+    source.update((path, _unlinked(past.entries[path])) for path in source if path in past.entries)
     for entry in made:
         source[entry.path] = entry
         target.update((each.path, each) for each in _entries(now, entry.path, Rules(), [], whole=False))
@@ -78,7 +175,8 @@ def changed_since(
         _link(target, now)
 
     def differ(doubtful: list[Entry]) -> set[bytes]:
-        return differing(always(before), always(now), doubtful, check)
+        unproven = [entry for entry in doubtful if not past.proves(entry)]
+        return differing(always(before), always(now), unproven, check)
 
     header = Header(started_ns=0, stamps=False, excluded=tuple(sorted(set(excluded))))
     was, is_now = make_manifest(header, source.values()), make_manifest(header, target.values())
@@ -91,7 +189,7 @@ def made_anew(header: Header) -> list[Entry]:
     return [entry for entry in header.beyond_squashfs if stat.S_ISSOCK(entry.mode) or entry.path in mounts]
 
 
-def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes], before: int) -> Manifest:
+def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes], before: int, past: Past) -> Manifest:
     """Return the manifest of a delta that holds what changed, from the header of its parent.
 
     Args:
@@ -99,6 +197,7 @@ def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes],
         changed: What changed.
         brought: Paths that are in the delta's layer.
         before: A descriptor of the directory as it was: for hard links that lost one of them.
+        past: What else is known of that.
     """
     plan = changed.plan
     steps = (*plan.added, *plan.replaced, *plan.touched, *plan.restamped)
@@ -109,7 +208,7 @@ def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes],
     groups = [tuple(path for path in group if path not in gone) for group in header.hardlinks]
     for group, left in zip(header.hardlinks, groups, strict=True):
         if left and len(left) < len(group):
-            entries |= {entry.path: entry for entry in _relinked(left, before)}
+            entries |= {entry.path: entry for entry in _relinked(left, before, past)}
     shown = {entry.path: entry for entry in header.beyond_squashfs if entry.path not in gone} | entries
     beyond = beyond_squashfs(shown.values(), frozenset(header.mounts), delta=True)
     return make_manifest(
@@ -129,10 +228,10 @@ def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes],
     )
 
 
-def _relinked(paths: Sequence[bytes], before: int) -> Iterator[Entry]:
+def _relinked(paths: Sequence[bytes], before: int, past: Past) -> Iterator[Entry]:
     """Yield the entries of hard links that are left, linked with the first of them."""
     first, *others = paths
-    entry = _one(before, first)
+    entry = _unlinked(past.entries[first]) if first in past.entries else _one(before, first)
     yield entry
     for other in others:
         yield msgspec.structs.replace(entry, path=other, hardlink=first)
@@ -151,6 +250,28 @@ def _bring_links(
                 for root, entries in ((before, source), (now, target)):
                     with suppress(FileNotFoundError):
                         entries[path] = _one(root, path)
+
+
+def _unlinked(entry: Entry) -> Entry:
+    return msgspec.structs.replace(entry, hardlink=b"") if entry.hardlink else entry
+
+
+def _join(above: bytes, name: bytes) -> bytes:
+    return above + b"/" + name if above else name
+
+
+def _names(root: int, path: bytes) -> set[bytes]:
+    """Return the names in a directory, none where it is something else or not there."""
+    try:
+        fd = linux.openat2(path or b".", _OPEN, dir_fd=root, resolve=INSIDE)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return set()
+    try:
+        return {os.fsencode(name) for name in os.listdir(fd)}
+    finally:
+        os.close(fd)
 
 
 def _one(root: int, path: bytes) -> Entry:
@@ -182,18 +303,16 @@ def _link(entries: dict[bytes, Entry], root: int) -> None:
             entries[other] = msgspec.structs.replace(entries[other], hardlink=first)
 
 
-def _candidates(begin: bytes, upper: int, rules: Rules, excluded: list[bytes]) -> Iterator[tuple[bytes, bool]]:
+def _candidates(begin: bytes, upper: int, rules: Rules) -> Iterator[tuple[bytes, bool]]:
     """Yield each path that may have changed, and whether with all that lies below it."""
     yield begin, False
     pending = [b""]
     while pending:
         for path, is_dir, is_merged in _listed(upper, pending.pop()):
-            shown = begin + b"/" + path if begin else path
-            if rules.excludes(shown, is_dir=is_dir):
-                excluded.append(shown)
-                continue
-            yield shown, not is_merged
-            if is_merged:
+            shown = _join(begin, path)
+            in_part = is_merged and not rules.excludes(shown, is_dir=is_dir)
+            yield shown, not in_part
+            if in_part:
                 pending.append(path)
 
 
@@ -229,6 +348,9 @@ def _entries(root: int, path: bytes, rules: Rules, excluded: list[bytes], *, who
     try:
         holder, name = holders.of(path)
         entry = entry_of(path, holder, name or b".")
+        if _is_excluded(path, rules, is_dir=entry.is_dir):
+            excluded.append(path)
+            return
         below = _walk_below(root, path) if whole and entry.is_dir else {}
     except OSError as error:
         if error.errno not in _ABSENT:
@@ -247,6 +369,14 @@ def _entries(root: int, path: bytes, rules: Rules, excluded: list[bytes], *, who
         else:
             yield msgspec.structs.replace(each, path=full, hardlink=b"")
     excluded += left_out
+
+
+def _is_excluded(path: bytes, rules: Rules, *, is_dir: bool) -> bool:
+    if rules.is_empty or not path:
+        return False
+    return rules.excludes(path, is_dir=is_dir) or any(
+        rules.excludes(above, is_dir=True) for above in ancestors(path)[:-1]
+    )
 
 
 def _walk_below(root: int, path: bytes) -> dict[bytes, Entry]:

@@ -186,6 +186,7 @@ def _is_still(entry: Entry, status: os.stat_result, settled_before_ns: int) -> b
         and entry.ino == status.st_ino
         and entry.mode == status.st_mode
         and entry.mtime_ns == status.st_mtime_ns
+        and (entry.size == status.st_size or not entry.is_file)
     )
 
 
@@ -274,6 +275,9 @@ def walk_tree(
         UnreadableError: An entry may not be read.
         OSError: The filesystem failed.
     """
+    device = os.fstat(root).st_dev
+    if known is not None and known.header.device != device:
+        known = None  # the same inode numbers and times are those of other files
     walk = _Walk(root, rules, boundaries, known, counted, own_cwd)
     walk.run()
     header = Header(
@@ -282,6 +286,7 @@ def walk_tree(
         excluded=tuple(sorted(walk.excluded)),
         mounts=tuple(sorted(walk.mounts)),
         beyond_squashfs=beyond_squashfs(walk.entries, frozenset(walk.mounts)),
+        device=device,
         linked_outside=_linked_outside(walk),
         hardlinks=tuple(sorted(tuple(sorted(set(paths))) for paths in walk.links.values() if len(set(paths)) > 1)),
     )

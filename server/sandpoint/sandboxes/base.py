@@ -28,10 +28,13 @@ class OverlayState(Strict):
 
 
 class LastCapture(Strict):
-    """A backup that a delta is best built on; `is_shown` where an overlay of ours shows it."""
+    """The backups that a delta would best be built on, the best first.
 
-    backup_id: str
-    is_shown: bool
+    `on_overlay`: an overlay of ours is on the directory. It shows the last of them, and others were taken of it since.
+    """
+
+    backup_ids: tuple[str, ...]
+    on_overlay: bool
 
 
 class Sandbox(Protocol):
@@ -57,8 +60,8 @@ class Sandbox(Protocol):
         """Walk, build a layer, send it through the grant; on failure nothing is left."""
         ...
 
-    async def last_capture(self, dir: str) -> LastCapture | None:
-        """Return the backup that a delta of a directory would best be built on: it may be gone by now."""
+    async def last_capture(self, dir: str) -> LastCapture:
+        """Return the backups that a delta of a directory would best be built on: they may be gone by now."""
         ...
 
     async def note_capture(self, dir: str, backup_id: str) -> None:

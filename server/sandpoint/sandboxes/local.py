@@ -127,17 +127,21 @@ class LocalSandbox:
         """Capture a directory; see `sandpoint.engine.capture.capture`."""
         return await self._run(lambda monitor: capture_engine.capture(request, self._state, monitor), report)
 
-    async def last_capture(self, dir: str) -> LastCapture | None:
-        """Return the backup that an overlay on a directory shows, else the last one taken of it."""
+    async def last_capture(self, dir: str) -> LastCapture:
+        """Return the last backup taken of a directory, and the one that an overlay on it shows."""
         overlay = self._find_overlay(dir)
-        if overlay is not None:
-            return LastCapture(backup_id=overlay.record.backup_id, is_shown=True)
-        noted = self._state.last_capture(dir)
-        return None if noted is None else LastCapture(backup_id=noted, is_shown=False)
+        noted = self._state.last_capture(dir) if overlay is None else overlay.last_capture()
+        shown = None if overlay is None else overlay.record.backup_id
+        ids = tuple(dict.fromkeys(each for each in (noted, shown) if each is not None))
+        return LastCapture(backup_ids=ids, on_overlay=overlay is not None)
 
     async def note_capture(self, dir: str, backup_id: str) -> None:
         """Note in the state directory that a backup of a directory is there."""
-        self._state.note_capture(dir, backup_id)
+        overlay = self._find_overlay(dir)
+        if overlay is None:
+            self._state.note_capture(dir, backup_id)
+        else:
+            overlay.note_capture(backup_id)
 
     async def compare(self, request: CompareRequest, report: Report) -> Changes:
         """Compare a directory with a backup; see `sandpoint.engine.compare.compare`."""
