@@ -20,9 +20,9 @@ AnyBackup = Backup | BackupMetadata
 _Reasons = Iterator[tuple[AnyBackup, str]]
 
 _PERIODS = (
-    ("hourly", "%Y-%m-%d %H:00"),
-    ("daily", "%Y-%m-%d"),
-    ("weekly", "%G-W%V"),
+    ("hourly", "hour %Y-%m-%d %H:00 UTC"),
+    ("daily", "day %Y-%m-%d"),
+    ("weekly", "week %G-W%V"),
 )
 """The rule's word, and how a time tells its period."""
 
@@ -67,7 +67,7 @@ def _kept(group: Sequence[AnyBackup], rules: KeepRules) -> _Reasons:
     for index, backup in enumerate(group[: rules.keep_last or 0], start=1):
         yield backup, f"{_ordinal(index)} of the newest {rules.keep_last}"
     for word, form in _PERIODS:
-        yield from _newest_of_periods(group, word, form, getattr(rules, f"keep_{word}") or 0)
+        yield from _newest_of_periods(group, form, getattr(rules, f"keep_{word}") or 0)
     for backup in group:
         for pattern in rules.keep_names:
             if backup.name is not None and fnmatchcase(backup.name, pattern):
@@ -75,7 +75,7 @@ def _kept(group: Sequence[AnyBackup], rules: KeepRules) -> _Reasons:
                 break
 
 
-def _newest_of_periods(group: Sequence[AnyBackup], word: str, form: str, limit: int) -> _Reasons:
+def _newest_of_periods(group: Sequence[AnyBackup], form: str, limit: int) -> _Reasons:
     seen: set[str] = set()
     for backup in group:
         period = backup.created_at.astimezone(UTC).strftime(form)
@@ -83,7 +83,7 @@ def _newest_of_periods(group: Sequence[AnyBackup], word: str, form: str, limit: 
             if len(seen) == limit:
                 return
             seen.add(period)
-            yield backup, f"{word} {period}"
+            yield backup, f"newest of {period}"
 
 
 def _ordinal(number: int) -> str:

@@ -325,8 +325,22 @@ class BackupService:
             skipped_mounts=applied.skipped_mounts,
         )
 
-    async def _restorable(self, backup_id: str) -> BackupMetadata:
+    async def _read(self, backup_id: str) -> BackupMetadata:
+        """Return what is known of a backup that may be used here."""
         metadata = await self._store.read(backup_id)
+        if not await self._may_use(metadata):
+            raise InvalidBackupConfigError(
+                f"backup_id: backup {metadata.id} is of {metadata.dir}, outside the allowed directories; use one that "
+                "list shows, or set SANDPOINT_ALLOWED_DIRS"
+            )
+        return metadata
+
+    async def _may_use(self, metadata: BackupMetadata) -> bool:
+        """Whether a backup holds nothing of this sandbox but what may be read here; paths in others mean nothing."""
+        return self._sandbox.is_allowed(metadata.dir) or metadata.sandbox_id != await self._sandbox.id()
+
+    async def _restorable(self, backup_id: str) -> BackupMetadata:
+        metadata = await self._read(backup_id)
         if metadata.is_expired():
             raise BackupExpiredError(
                 f"backup {metadata.id} expires at {metadata.expires_at:%Y-%m-%d %H:%M:%S} UTC and can be restored "
@@ -403,7 +417,7 @@ class BackupService:
         Raises:
             BackupNotFoundError, BackupIntegrityError: There is no such backup, or its metadata is damaged.
         """
-        return Backup.from_metadata(await self._store.read(parse_backup_id(backup_id)))
+        return Backup.from_metadata(await self._read(parse_backup_id(backup_id)))
 
     async def list(
         self,
@@ -414,7 +428,7 @@ class BackupService:
         cursor: str | None = None,
         include_expired: bool = False,
     ) -> BackupPage:
-        """List backups, newest first.
+        """List backups, newest first, but those of directories here that are not allowed.
 
         Args:
             dir: Only those of this directory.
@@ -436,6 +450,7 @@ class BackupService:
                 (wanted_dir is None or metadata.dir == wanted_dir)
                 and (options.name is None or metadata.name == options.name)
                 and (options.include_expired or not metadata.is_expired(now))
+                and await self._may_use(metadata)
             ):
                 found.append(metadata)
                 if len(found) > options.limit:
@@ -471,9 +486,9 @@ class BackupService:
         """
         options = _diff_options(backup_id, other_id, dir, paths)
         report = report or _silent
-        metadata = await self._store.read(options.backup_id)
+        metadata = await self._read(options.backup_id)
         if options.other_id is not None:
-            other = await self._store.read(options.other_id)
+            other = await self._read(options.other_id)
             older, newer = (self._comparison(each, each.dir, options.paths) for each in (metadata, other))
             async with self._sandbox.turn():
                 return await self._sandbox.compare_backups(older, newer, report)
@@ -509,12 +524,12 @@ class BackupService:
         """
         options = _diff_options(backup_id, other_id, dir, paths, max_bytes)
         metadata = await self._restorable(options.backup_id)
-        path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
-        older = self._comparison(metadata, path, options.paths)
-        newer = None
         if options.other_id is not None:
             other = await self._restorable(options.other_id)
-            newer = self._comparison(other, self._sandbox.resolve(other.dir), options.paths)
+            older, newer = (self._comparison(each, each.dir, options.paths) for each in (metadata, other))
+        else:
+            path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
+            older, newer = self._comparison(metadata, path, options.paths), None
         async with self._sandbox.turn():
             return await self._sandbox.compare_contents(older, newer, options.max_bytes, report or _silent)
 
@@ -536,7 +551,6 @@ class BackupService:
         """
         options = check_options(ReadOptions, {"backup_id": backup_id, "path": path})
         metadata = await self._restorable(options.backup_id)
-        self._sandbox.resolve(metadata.dir)  # what may not be backed up here may not be read here either
         request = ReadRequest(
             manifests=tuple(map(self._store.source, metadata.manifests)),
             layers=tuple(map(self._store.source, metadata.layers)),
@@ -556,7 +570,7 @@ class BackupService:
         wanted = parse_backup_id(backup_id)
         checked = 0
         try:
-            metadata = await self._store.read(wanted)
+            metadata = await self._read(wanted)
             files = (*metadata.manifests, *metadata.layers)
             total = sum(stored.size for stored in files)
             for stored in files:
@@ -587,7 +601,7 @@ class BackupService:
         """
         wanted = parse_backup_id(backup_id)
         with suppress(BackupIntegrityError):  # damaged metadata is no reason to keep it
-            await self._store.read(wanted)
+            await self._read(wanted)
         await self._store.hide(wanted)
         freed = 0
         with suppress(BackupIntegrityError):  # another's metadata is damaged: what it needs is not known

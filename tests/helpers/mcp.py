@@ -1,5 +1,6 @@
 """What tests that speak MCP share."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from sandpoint.models import (
     Backup,
     BackupPage,
     Changes,
+    ContentChanges,
     DeleteResult,
     Mode,
     Progress,
@@ -140,8 +142,21 @@ class FakeService(BackupService):
         paths: Iterable[str] = (),
         report: Report | None = None,
     ) -> Changes:
-        await self._asked("diff", report, backup_id=backup_id, other_id=other_id, dir=dir)
+        await self._asked("diff", report, backup_id=backup_id, other_id=other_id, dir=dir, paths=list(paths))
         return self.changes
+
+    async def diff_contents(
+        self,
+        backup_id: str,
+        other_id: str | None = None,
+        *,
+        dir: str | None = None,
+        paths: Iterable[str] = (),
+        max_bytes: int = 0,
+        report: Report | None = None,
+    ) -> ContentChanges:
+        await self._asked("diff_contents", report, backup_id=backup_id, other_id=other_id, dir=dir, paths=list(paths))
+        return ContentChanges(**dict(self.changes))
 
     async def verify(self, backup_id: str, *, report: Report | None = None) -> VerifyResult:
         await self._asked("verify", report, backup_id=backup_id)
@@ -179,10 +194,11 @@ def code(result: CallToolResult) -> str | None:
 
 
 def sandpoint_server(cwd: Path, *, store: Path, state: Path, **environment: str) -> StdioServerParameters:
-    """Return how to start a real server in a directory; `environment` wins."""
+    """Return how to start a real server in a directory, of the code under test; `environment` wins."""
+    under_test = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
     return StdioServerParameters(
         command=str(Path(sys.executable).with_name("sandpoint")),
         args=["serve"],
         cwd=cwd,
-        env={"SANDPOINT_STORE": store.as_uri(), "SANDPOINT_STATE_DIR": str(state)} | environment,
+        env=under_test | {"SANDPOINT_STORE": store.as_uri(), "SANDPOINT_STATE_DIR": str(state)} | environment,
     )

@@ -150,7 +150,9 @@ async def the_way_there_and_back(client: Client, project: Path) -> None:
     assert (restored["success"], restored["mode"], restored["dir"]) == (True, "copy", str(project))
     assert listing(project) == before
 
-    await call(client, "restore_backup", backup_id=restored["undo_id"], mode="copy", undo=False)
+    assert "undo_id" in restored["to_undo"]
+    undone = await call(client, "restore_backup", backup_id=restored["undo_id"], mode="copy", undo=False)
+    assert not {"undo_id", "to_undo"} & undone.keys()
     assert listing(project) == broken
     await call(client, "restore_backup", backup_id=backup_id, mode="copy", paths=["src"])
     assert (project / "src" / "app.py").exists()
@@ -195,6 +197,113 @@ async def test_two_backups_are_compared(connect: Connect, project: Path) -> None
         changes = await call(client, "diff_backup", backup_id=old, other_id=new)
     assert "junk/new.txt" in changes["added"]
     assert "src/app.py" in changes["removed"]
+
+
+async def test_contents_are_compared_and_a_patch_has_room(connect: Connect, project: Path) -> None:
+    long = "".join(f"{number}\n" for number in range(10_000))
+    (project / "long.txt").write_text(long)
+    (project / "src" / "old.py").write_text("old\n")
+    os.utime(project / "run.sh", ns=(1, 1))
+    async with connect() as client:
+        old = (await call(client, "create_backup", dir=str(project)))["id"]
+        (project / "long.txt").write_text(long.replace("\n", "!\n"))
+        (project / "src" / "app.py").write_text("print('bye')\n")
+        (project / "src" / "old.py").unlink()
+        (project / "données.txt").write_bytes(b"\0")
+        os.utime(project / "run.sh", ns=(2, 2))
+        changes = await call(client, "diff_backup", backup_id=old, content=True)
+        assert changes["modified"] == ["données.txt", "long.txt", "run.sh", "same.sh", "src/app.py"]
+        assert "\n-print('hello')\n+print('bye')\n" in changes["patch"]
+        assert "\n--- a/src/old.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-old\n" in changes["patch"]
+        assert "long.txt" not in changes["patch"]
+        assert changes["not_in_patch"]["limit"] == ["long.txt"]
+        assert changes["not_in_patch"]["binary"] == ["données.txt"]
+        assert changes["not_in_patch"]["mtime"] == ["run.sh", "same.sh"]
+
+        new = (await call(client, "create_backup", dir=str(project)))["id"]
+        part = await call(client, "diff_backup", backup_id=old, other_id=new, paths=["long.txt"], content=True)
+        assert part["not_in_patch"] == {"cut": ["long.txt"]}
+        assert "\n-0\n-1\n" in part["patch"]
+        (project / "src" / "app.py").write_text("")
+        assert (await call(client, "diff_backup", backup_id=new, paths=["run.sh"]))["modified_count"] == 0
+        assert (await call(client, "diff_backup", backup_id=new))["modified"] == ["src/app.py"]
+        assert await failure(client, "diff_backup", backup_id=new, paths=["../x"]) == "INVALID_BACKUP_CONFIG"
+
+
+@asynccontextmanager
+async def confined(tmp_path: Path, allowed: Path) -> AsyncIterator[Client]:
+    """Connect to a server that may use one directory only."""
+    settings = Settings(
+        store=(tmp_path / "store").as_uri(), state_dir=str(tmp_path / "state"), allowed_dirs=(str(allowed),)
+    )
+    async with Client(build_server(open_service(settings))) as client:
+        yield client
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """Return a directory that no server may use."""
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "key").write_text("secret\n")
+    return private
+
+
+async def back_up_twice(tmp_path: Path, directory: Path, *, state: str) -> tuple[str, str]:
+    """Back up a directory as the command line does, and once more with another file in it."""
+    service = open_service(Settings(store=(tmp_path / "store").as_uri(), state_dir=str(tmp_path / state)))
+    first = await service.create(str(directory))
+    (directory / "second").write_text("secret too\n")
+    return first.id, (await service.create(str(directory))).id
+
+
+async def test_backups_of_what_is_not_allowed_are_out_of_reach(tmp_path: Path, project: Path, private: Path) -> None:
+    first, second = await back_up_twice(tmp_path, private, state="state")
+    above, _ = await back_up_twice(tmp_path, project.parent, state="state")
+    before = listing(project)
+    async with confined(tmp_path, project) as client:
+        own = (await call(client, "create_backup", dir=str(project)))["id"]
+        assert [backup["id"] for backup in (await call(client, "list_backups"))["backups"]] == [own]
+        assert (await call(client, "list_backups", dir=str(private)))["backups"] == []
+        cases: list[tuple[str, dict[str, object]]] = [
+            ("restore_backup", {"backup_id": first}),
+            ("restore_backup", {"backup_id": first, "dir": str(project)}),
+            ("restore_backup", {"backup_id": first, "dir": str(project / "new"), "dry_run": True}),
+            ("restore_backup", {"backup_id": above, "dir": str(project)}),
+            ("verify_backup", {"backup_id": first}),
+            ("delete_backup", {"backup_id": first}),
+        ]
+        for content in (False, True):
+            cases += [
+                ("diff_backup", {"backup_id": first, "dir": str(project), "content": content}),
+                ("diff_backup", {"backup_id": first, "other_id": second, "content": content}),
+                ("diff_backup", {"backup_id": own, "other_id": second, "content": content}),
+                ("diff_backup", {"backup_id": second, "other_id": own, "content": content}),
+            ]
+        for tool, arguments in cases:
+            result = await client.call_tool(tool, arguments)
+            assert text(result).startswith("INVALID_BACKUP_CONFIG: "), (tool, arguments, text(result))
+            assert "outside the allowed directories" in text(result)
+            assert "secret" not in text(result)
+    assert listing(project) == before
+    service = open_service(Settings(store=(tmp_path / "store").as_uri(), state_dir=str(tmp_path / "state")))
+    assert (await service.verify(first)).ok
+
+
+async def test_backups_of_other_sandboxes_are_within_reach(tmp_path: Path, project: Path, private: Path) -> None:
+    first, second = await back_up_twice(tmp_path, private, state="state of another machine")
+    async with confined(tmp_path, project) as client:
+        assert [backup["id"] for backup in (await call(client, "list_backups"))["backups"]] == [second, first]
+        assert await failure(client, "restore_backup", backup_id=first) == "INVALID_BACKUP_CONFIG"
+        await call(client, "restore_backup", backup_id=first, dir=str(project / "copy"))
+        assert listing(project / "copy").keys() == {"key"}
+        changes = await call(client, "diff_backup", backup_id=first, dir=str(project / "copy"), content=True)
+        assert changes == {"added_count": 0, "modified_count": 0, "removed_count": 0}
+        for content in (False, True):
+            changes = await call(client, "diff_backup", backup_id=first, other_id=second, content=content)
+            assert changes["added"] == ["second"]
+        assert (await call(client, "verify_backup", backup_id=second))["ok"] is True
+        assert (await call(client, "delete_backup", backup_id=second))["deleted"] is True
 
 
 async def test_bad_directories_and_options_are_refused_and_nothing_is_done(

@@ -57,18 +57,18 @@ def test_the_newest_so_many() -> None:
 
 def test_the_newest_of_each_hour() -> None:
     assert reasons(each("hours", 0.2, 0.5, 1.1, 1.9), keep_hourly=2) == [
-        "hourly 2026-11-21 11:00",
+        "newest of hour 2026-11-21 11:00 UTC",
         "- no rule keeps it",
-        "hourly 2026-11-21 10:00",
+        "newest of hour 2026-11-21 10:00 UTC",
         "- no rule keeps it",
     ]
 
 
 def test_days_without_a_backup_take_no_place() -> None:
     assert reasons(each("days", 0, 0.1, 5, 5.1, 40), keep_daily=2) == [
-        "daily 2026-11-21",
+        "newest of day 2026-11-21",
         "- no rule keeps it",
-        "daily 2026-11-16",
+        "newest of day 2026-11-16",
         "- no rule keeps it",
         "- no rule keeps it",
     ]
@@ -81,8 +81,8 @@ def test_weeks_begin_on_monday_and_belong_to_the_year_of_their_thursday() -> Non
         for number, created in enumerate([monday, sunday, datetime(2026, 12, 28, tzinfo=UTC)])
     ]
     assert reasons(backups, now=monday, keep_weekly=5) == [
-        "weekly 2027-W01",
-        "weekly 2026-W53",
+        "newest of week 2027-W01",
+        "newest of week 2026-W53",
         "- no rule keeps it",
     ]
 
@@ -90,7 +90,7 @@ def test_weeks_begin_on_monday_and_belong_to_the_year_of_their_thursday() -> Non
 def test_periods_are_those_of_utc() -> None:
     created = datetime(2026, 11, 21, 1, tzinfo=timezone(timedelta(hours=5)))
     backup = make_backup(created_at=created, expires_at=created + LONG)
-    assert reasons([backup], now=created, keep_daily=1) == ["daily 2026-11-20"]
+    assert reasons([backup], now=created, keep_daily=1) == ["newest of day 2026-11-20"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,8 @@ def test_names(name: str | None, patterns: tuple[str, ...], reason: str) -> None
 def test_what_several_rules_keep_is_kept_for_all_their_reasons() -> None:
     backup = taken(0, timedelta(hours=1), name="n")
     assert reasons([backup], keep_last=1, keep_hourly=1, keep_daily=1, keep_weekly=1, keep_names=("n",)) == [
-        "1st of the newest 1, hourly 2026-11-21 11:00, daily 2026-11-21, weekly 2026-W47, name 'n'"
+        "1st of the newest 1, newest of hour 2026-11-21 11:00 UTC, newest of day 2026-11-21, "
+        "newest of week 2026-W47, name 'n'"
     ]
 
 

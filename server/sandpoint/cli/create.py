@@ -33,7 +33,7 @@ def create(
         typer.Option("--metadata", metavar="KEY=VALUE", help="Kept with the backup. Repeatable."),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Write a full layer. In this version every backup is full.")
+        bool, typer.Option("--full", help="Store everything again, not only what changed since the last backup.")
     ] = False,
     store: Store = None,
     sandbox: Sandbox = None,
@@ -79,6 +79,14 @@ def parse_metadata(pairs: list[str] | tuple[str, ...]) -> dict[str, str]:
     return values
 
 
+def describe_kind(backup: "Backup") -> str:
+    """Return what the backup stores: everything, what has changed, or nothing where nothing has."""
+    if backup.kind == "full":
+        return "full"
+    change = "what changed" if backup.size_bytes else "nothing changed"
+    return f"delta: {change} since backup {backup.parent_id}"
+
+
 def show_created(backup: "Backup", common: Common, seconds: float) -> None:
     """Say what was backed up, for how long it is kept, and the way back."""
     say(f"Backed up {printable(backup.dir)} in {duration(seconds)}.")
@@ -87,7 +95,8 @@ def show_created(backup: "Backup", common: Common, seconds: float) -> None:
         [
             ("id", backup.id),
             *name,
-            ("size", f"{size(backup.size_bytes)}, of {size(backup.total_bytes)} in the directory"),
+            ("kind", describe_kind(backup)),
+            ("size", f"{size(backup.size_bytes)} in the store, {size(backup.total_bytes)} in the directory"),
             ("files", f"{backup.file_count:,}"),
             ("created", local_time(backup.created_at)),
             ("expires", local_time(backup.expires_at)),

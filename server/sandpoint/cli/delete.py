@@ -16,7 +16,10 @@ def delete(
     sandbox: Sandbox = None,
     as_json: Json = False,
 ) -> int:
-    """Delete backups. There is no way back from this."""
+    """Delete backups. There is no way back from this.
+
+    Other backups stay whole: what they need of a deleted one goes with the last of them.
+    """
     return run_each(
         Common(store, sandbox, as_json),
         backup_ids,
@@ -27,4 +30,7 @@ def delete(
 
 def show_deleted(result: "DeleteResult") -> None:
     """Say what was deleted and how much space that gave."""
-    say(f"Deleted {result.id}, {size(result.freed_bytes)} freed.")
+    if result.freed_bytes:
+        say(f"Deleted {result.id}, {size(result.freed_bytes)} freed.")
+    else:
+        say(f"Deleted {result.id}. No space was freed: other backups need what it stored.")

@@ -43,6 +43,7 @@ COLUMNS: tuple[tuple[Column, "Callable[[Backup], str]"], ...] = (
     (Column("ID"), lambda backup: backup.id),
     (Column("CREATED"), lambda backup: local_time(backup.created_at, seconds=False)),
     (Column("EXPIRES", narrow=False), lambda backup: local_time(backup.expires_at, seconds=False)),
+    (Column("KIND", narrow=False), lambda backup: backup.kind),
     (Column("SIZE", narrow=False, right=True), lambda backup: size(backup.size_bytes)),
     (Column("FILES", narrow=False, right=True), lambda backup: f"{backup.file_count:,}"),
     (Column("NAME", folds=True), lambda backup: printable(backup.name or "")),

@@ -53,7 +53,7 @@ def prune(
             dir=directory,
             dry_run=dry_run,
         ),
-        lambda result: show_pruned(result, with_kept=any(rules)),
+        lambda result: show_pruned(result, directory, with_kept=any(rules)),
     )
 
 
@@ -68,13 +68,14 @@ COLUMNS: tuple[tuple[Column, "Callable[[Decision], str]"], ...] = (
 """Each column with its cell."""
 
 
-def show_pruned(result: "PruneResult", *, with_kept: bool) -> None:
+def show_pruned(result: "PruneResult", directory: str | None, *, with_kept: bool) -> None:
     """Say what goes and why, with rules also what stays, and how much space that gives."""
     shown = [decision for decision in result.decisions if with_kept or not decision.keep]
     if shown:
         say_table([column for column, _ in COLUMNS], [[cell(decision) for _, cell in COLUMNS] for decision in shown])
     if not result.removed and not result.abandoned:
-        say("Nothing to remove.")
+        of_what = f" of {printable(directory)}" if directory else ""
+        say("Nothing to remove." if result.decisions else f"Nothing to remove: there are no backups{of_what}.")
         return
     overlays = [found for found in result.abandoned if found.startswith("/")]
     parts = [found for found in result.abandoned if not found.startswith("/")]
@@ -87,4 +88,6 @@ def show_pruned(result: "PruneResult", *, with_kept: bool) -> None:
     total += [f"parts of {count(len(parts), 'other')}"] if parts else []
     total += [count(len(overlays), "overlay")] if overlays else []
     freed = f"{size(result.freed_bytes)} {'would be freed' if result.dry_run else 'freed'} in the store"
+    if result.removed and not result.freed_bytes:
+        freed += ", for backups that stay need the rest"
     say(f"{verb}: {', '.join(total)}; {freed}.{' Nothing was changed.' if result.dry_run else ''}")

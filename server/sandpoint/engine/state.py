@@ -66,7 +66,8 @@ class State:
         self.prepare()
         path = os.path.join(self.path, "sandbox-id")
         with suppress(FileExistsError):
-            write_new(path, f"local:{uuid.uuid4().hex[:12]}\n".encode())
+            if not os.path.exists(path):
+                write_new(path, f"local:{uuid.uuid4().hex[:12]}\n".encode())
         with open(path) as file:
             return file.read().strip()
 

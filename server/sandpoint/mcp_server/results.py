@@ -3,9 +3,10 @@
 A result is paid for by the token: what is empty is left out, and lists are bounded and say by how much.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,10 +17,23 @@ from pydantic import (
     model_serializer,
 )
 
-from sandpoint.models import Backup, BackupPage, Changes, DeleteResult, Kind, RestoreResult, VerifyResult
+from sandpoint.models import (
+    Backup,
+    BackupPage,
+    Changes,
+    ContentChanges,
+    DeleteResult,
+    FileDiff,
+    Kind,
+    RestoreResult,
+    VerifyResult,
+)
 
 MAX_PATHS = 50
 """How many paths of each kind a result names."""
+
+MAX_PATCH = 16_384
+"""How many characters of patches a result has."""
 
 Seconds = Annotated[datetime, PlainSerializer(lambda time: f"{time:%Y-%m-%dT%H:%M:%SZ}", return_type=str)]
 """A time in UTC, told to the second."""
@@ -116,7 +130,7 @@ class PathChanges(Result):
     more: More = None
 
     @classmethod
-    def of(cls, changes: Changes) -> "PathChanges":
+    def of(cls, changes: Changes) -> Self:
         """Count all, and name the first of each kind."""
         return cls(
             added_count=len(changes.added),
@@ -124,6 +138,53 @@ class PathChanges(Result):
             removed_count=len(changes.removed),
             **_bounded(added=changes.added, modified=changes.modified, removed=changes.removed),
         )
+
+
+class Difference(PathChanges):
+    """How many paths differ, which, and with content how."""
+
+    patch: Annotated[str | None, Field(description="Unified, from the earlier state to the later one.")] = None
+    not_in_patch: Annotated[
+        dict[str, list[str]],
+        Field(
+            description="Paths by reason: binary; large (file above 1 MiB); limit (the patch would be too long: call "
+            "again with these in paths); cut (in part); unreadable; or which attributes alone differ."
+        ),
+    ] = {}
+
+    @classmethod
+    def with_contents(cls, changes: ContentChanges) -> Self:
+        """Add the patches, as many as a result has room for."""
+        patch, reasons = _bounded_patch(changes.files)
+        listed = _bounded(added=changes.added, modified=changes.modified, removed=changes.removed, **reasons)
+        return cls(
+            added_count=len(changes.added),
+            modified_count=len(changes.modified),
+            removed_count=len(changes.removed),
+            patch=patch or None,
+            not_in_patch={reason: listed.pop(reason) for reason in reasons},
+            **listed,
+        )
+
+
+def _bounded_patch(files: Sequence[FileDiff]) -> tuple[str, dict[str, list[str]]]:
+    """Return the patches that there is room for, and by reason the paths that have none."""
+    patch = ""
+    first_too_long: FileDiff | None = None
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for diff in files:
+        if len(patch) + len(diff.patch) > MAX_PATCH:
+            first_too_long = first_too_long or diff
+            reasons["limit"].append(diff.path)
+        elif diff.patch:
+            patch += diff.patch
+        elif diff.omitted or diff.attributes:
+            reasons[diff.omitted or ", ".join(diff.attributes)].append(diff.path)
+    if first_too_long and not patch:  # what fits into no result is better seen in part than never
+        patch = first_too_long.patch[: first_too_long.patch.rfind("\n", 0, MAX_PATCH) + 1]
+        reasons["cut"].append(first_too_long.path)
+        reasons["limit"].remove(first_too_long.path)
+    return patch, {reason: paths for reason, paths in reasons.items() if paths}
 
 
 class Restored(Result):
@@ -138,6 +199,7 @@ class Restored(Result):
         PathChanges | None, Field(description="What happens to the directory; absent in overlay mode.")
     ] = None
     undo_id: Annotated[str | None, Field(description="Backup of the state before: restore it to undo.")] = None
+    to_undo: str | None = None
     kept_paths: Annotated[list[str], Field(description="Stay because they hold excluded paths.")] = []
     skipped_mounts: Annotated[list[str], Field(description="Other filesystems inside: not touched.")] = []
     more: More = None
@@ -153,6 +215,7 @@ class Restored(Result):
             dry_run=result.dry_run or None,
             changes=None if result.changes is None else PathChanges.of(result.changes),
             undo_id=result.undo_id,
+            to_undo="call restore_backup with backup_id = undo_id" if result.undo_id else None,
             **_bounded(kept_paths=result.kept_paths, skipped_mounts=result.skipped_mounts),
         )
 

@@ -28,9 +28,10 @@ INSTRUCTIONS = """\
 Sandpoint gives you a way back: point-in-time backups of a directory, restored exactly.
 Back up BEFORE a risky step - mass edits or deletes, rm or mv by pattern, migrations, generated rewrites,
 dependency upgrades, scripts you have not run before: create_backup(dir, name). Note the id.
-If it went wrong: diff_backup(backup_id) shows what changed; restore_backup(backup_id, dry_run=true) shows
-what a restore would do; restore_backup(backup_id) brings the directory back and returns undo_id, a backup
-of the state just before: restore that to undo the restore.
+If it went wrong: diff_backup(backup_id) shows what changed, with content=true line by line;
+restore_backup(backup_id, dry_run=true) shows what a restore would do; restore_backup(backup_id) brings the
+directory back, with paths only those files, and returns undo_id, a backup of the state just before: restore
+that to undo the restore.
 Lost the id? list_backups(dir). Errors begin with a code and say what to do."""
 
 

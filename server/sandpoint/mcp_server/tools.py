@@ -10,13 +10,16 @@ from mcp_types import ToolAnnotations
 from pydantic import BeforeValidator, Field
 
 from sandpoint.mcp_server.progress import ProgressReporter
-from sandpoint.mcp_server.results import BackupList, BackupSummary, Deleted, PathChanges, Restored, Verified
+from sandpoint.mcp_server.results import BackupList, BackupSummary, Deleted, Difference, Restored, Verified
 from sandpoint.mcp_server.strict import strict_tool
 from sandpoint.models import DEFAULT_TTL, MAX_NAME, MAX_TTL, Mode
 from sandpoint.service import BackupService
 
 MAX_PAGE = 100
 """How many backups one call of list_backups returns at most: a page is read by a model."""
+
+MAX_COMPARED = 4 << 20
+"""Bytes of the patches that diff_backup chooses from: room for any one file's, and for short ones after long ones."""
 
 ToolContext = Context[Any, Any]
 
@@ -158,13 +161,25 @@ class Tools:
             str | None,
             Field(description="Absolute path to compare with. Default: where the backup was taken."),
         ] = None,
-    ) -> PathChanges:
+        paths: Annotated[
+            Texts, Field(description="Compare only these files or folders, relative to the directory.")
+        ] = None,
+        content: Annotated[bool, Field(description="Also show how text files differ, as a patch.")] = False,
+    ) -> Difference:
         """Show which paths were added, modified and removed since a backup, or between two backups.
 
-        Use it to review a change before you keep it or restore. Reads the directory once; changes nothing.
-        Counts are exact; at most 50 paths of each kind are named.
+        Use it to review a change before you keep it or restore; with content, also to see what a file said
+        before. Reads the directory once; changes nothing. Counts are exact; at most 50 paths of each kind are
+        named, and 16,000 characters of patches shown: narrow it down with paths.
         """
-        return PathChanges.of(await self._service().diff(backup_id, other_id, dir=dir, report=ProgressReporter(ctx)))
+        service, report = self._service(), ProgressReporter(ctx)
+        if not content:
+            return Difference.of(await service.diff(backup_id, other_id, dir=dir, paths=paths or (), report=report))
+        return Difference.with_contents(
+            await service.diff_contents(
+                backup_id, other_id, dir=dir, paths=paths or (), max_bytes=MAX_COMPARED, report=report
+            )
+        )
 
     async def verify_backup(self, ctx: ToolContext, backup_id: BackupId) -> Verified:
         """Read all of a backup's data and check that it is as it was written.

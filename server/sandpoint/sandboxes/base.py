@@ -52,6 +52,10 @@ class Sandbox(Protocol):
         """
         ...
 
+    def is_allowed(self, dir: str) -> bool:
+        """Whether a directory, in its one form, is among those that may be used."""
+        ...
+
     def turn(self) -> AbstractAsyncContextManager[None]:
         """Wait for all that was asked of this sandbox before, here and in other processes."""
         ...

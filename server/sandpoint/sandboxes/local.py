@@ -18,7 +18,7 @@ from sandpoint.engine import overlay as overlays
 from sandpoint.engine import reading
 from sandpoint.engine import restore as restore_engine
 from sandpoint.engine.capabilities import find_capabilities
-from sandpoint.engine.directory import check_allowed, parse_directory
+from sandpoint.engine.directory import check_allowed, is_within, parse_directory
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.errors import StoreUnavailableError
@@ -106,6 +106,10 @@ class LocalSandbox:
         path = parse_directory(dir)
         check_allowed(path, self._allowed, self._kept_out)
         return path
+
+    def is_allowed(self, dir: str) -> bool:
+        """Whether a directory is one of the allowed ones or below; see `Sandbox`."""
+        return self._allowed is None or any(is_within(dir, allowed) for allowed in self._allowed)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

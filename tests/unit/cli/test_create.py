@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from helpers.cli import ID, FakeService, make_backup
+from helpers.cli import ID, OTHER_ID, FakeService, make_backup
 from sandpoint.cli import main
 from sandpoint.cli.create import parse_metadata
 from sandpoint.cli.terminal import local_time
@@ -67,12 +67,29 @@ def test_a_person_is_told_what_where_how_long_and_the_way_back(
     assert [line.split(maxsplit=1) for line in lines[1:-1]] == [
         ["id", ID],
         ["name", "before\\x1b[31m"],
-        ["size", "1.2 MB, of 5.6 MB in the directory"],
+        ["kind", "full"],
+        ["size", "1.2 MB in the store, 5.6 MB in the directory"],
         ["files", "3"],
         ["created", local_time(backup.created_at)],
         ["expires", local_time(backup.expires_at)],
     ]
     assert lines[-1] == f"Bring it back with: sandpoint restore {ID} --store 'file:///my store'"
+
+
+@pytest.mark.parametrize(
+    ("stored", "kind"),
+    [
+        (900, f"delta: what changed since backup {OTHER_ID}"),
+        (0, f"delta: nothing changed since backup {OTHER_ID}"),
+    ],
+)
+def test_a_delta_says_what_it_is_built_on(
+    stored: int, kind: str, answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(create=make_backup(kind="delta", parent_id=OTHER_ID, size_bytes=stored))
+    assert main(["create", "/work/project"]) == 0
+    out = capsys.readouterr().out
+    assert f"  kind     {kind}\n  size     {stored} bytes in the store, " in out
 
 
 def test_what_is_not_whole_is_a_warning(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:

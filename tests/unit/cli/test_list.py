@@ -37,7 +37,7 @@ def test_every_option_reaches_the_service(answer: Answer) -> None:
 def test_a_pipe_gets_whole_aligned_columns(capsys: pytest.CaptureFixture[str]) -> None:
     show_page(PAGE, filtered=False, now=NOW)
     heading, first, second, more = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["ID", "CREATED", "EXPIRES", "SIZE", "FILES", "NAME", "DIRECTORY"]
+    assert heading.split() == ["ID", "CREATED", "EXPIRES", "KIND", "SIZE", "FILES", "NAME", "DIRECTORY"]
     assert first.startswith(OTHER_ID)
     assert "[bold]x[/bold]\\x1b[2J" in first
     assert first.endswith("deep/" * 10)

@@ -95,6 +95,19 @@ def test_nothing_to_prune(rules: list[str], answer: Answer, capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines()[-1] == "Nothing to remove."
 
 
+def test_a_prune_says_why_it_freed_nothing(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(prune=RESULT.model_copy(update={"freed_bytes": 0}))
+    assert main(["prune"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "Removed: 1 backup; 0 bytes freed in the store, for backups that stay need the rest."
+
+
+def test_a_prune_of_what_is_not_there_says_so(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(prune=PruneResult(removed=(), abandoned=(), freed_bytes=0))
+    assert main(["prune", "--dir", "/misspelt"]) == 0
+    assert capsys.readouterr().out == "Nothing to remove: there are no backups of /misspelt.\n"
+
+
 def test_a_program_gets_the_decisions(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     answer(prune=RESULT)
     assert main(["prune", "--keep-last", "1", "--json"]) == 0

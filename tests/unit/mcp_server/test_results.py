@@ -1,6 +1,16 @@
+from typing import Any
+
 from helpers.mcp import ID, make_backup
-from sandpoint.mcp_server.results import MAX_PATHS, BackupList, BackupSummary, PathChanges, Restored
-from sandpoint.models import BackupPage, Changes, RestoreResult
+from sandpoint.mcp_server.results import (
+    MAX_PATCH,
+    MAX_PATHS,
+    BackupList,
+    BackupSummary,
+    Difference,
+    PathChanges,
+    Restored,
+)
+from sandpoint.models import BackupPage, Changes, ContentChanges, FileDiff, RestoreResult
 
 
 def test_a_summary_leaves_out_what_is_empty_but_not_what_is_zero() -> None:
@@ -47,6 +57,64 @@ def test_changes_are_counted_and_the_first_of_each_kind_named() -> None:
     }
 
 
+def changed(path: str, patch: str = "", **fields: Any) -> FileDiff:
+    return FileDiff(path=path, change="modified", old=None, new=None, patch=patch, **fields)
+
+
+def test_patches_are_joined_and_what_they_do_not_say_is_named_by_reason() -> None:
+    files = (
+        changed("a", "diff a\n"),
+        changed("b", omitted="binary"),
+        changed("c", "diff c\n", attributes=("mode", "mtime")),
+        changed("d", attributes=("mtime",)),
+        changed("e", attributes=("owner", "mtime")),
+        changed("f", omitted="binary"),
+        changed("g", omitted="large"),
+        changed("h"),
+    )
+    changes = ContentChanges(modified=tuple(file.path for file in files), files=files)
+    assert Difference.with_contents(changes).model_dump(mode="json") == {
+        "added_count": 0,
+        "modified_count": 8,
+        "removed_count": 0,
+        "modified": ["a", "b", "c", "d", "e", "f", "g", "h"],
+        "patch": "diff a\ndiff c\n",
+        "not_in_patch": {"binary": ["b", "f"], "mtime": ["d"], "owner, mtime": ["e"], "large": ["g"]},
+    }
+
+
+def test_a_patch_too_long_is_left_out_and_those_after_it_are_not() -> None:
+    files = (
+        changed("a", "diff a\n"),
+        changed("b", "b\n" * (MAX_PATCH // 2)),
+        changed("c", "diff c\n"),
+        changed("d", omitted="limit"),
+    )
+    told = Difference.with_contents(ContentChanges(files=files)).model_dump(mode="json")
+    assert (told["patch"], told["not_in_patch"]) == ("diff a\ndiff c\n", {"limit": ["b", "d"]})
+
+
+def test_where_no_patch_has_room_the_first_is_shown_in_part() -> None:
+    line = "+ a line\n"
+    long = line * (MAX_PATCH // len(line) + 1)
+    told = Difference.with_contents(ContentChanges(files=(changed("a", long), changed("b", long)))).model_dump()
+    assert told["patch"] == line * (MAX_PATCH // len(line))
+    assert told["not_in_patch"] == {"cut": ["a"], "limit": ["b"]}
+
+
+def test_the_paths_without_a_patch_are_bounded_too() -> None:
+    files = tuple(changed(f"{number:03}", omitted="binary") for number in range(MAX_PATHS + 3))
+    told = Difference.with_contents(ContentChanges(files=files)).model_dump(mode="json")
+    assert told["not_in_patch"] == {"binary": [file.path for file in files[:MAX_PATHS]]}
+    assert told["more"] == 3
+    assert "patch" not in told
+
+
+def test_no_difference_has_nothing_but_counts() -> None:
+    told = Difference.with_contents(ContentChanges()).model_dump(mode="json")
+    assert told == {"added_count": 0, "modified_count": 0, "removed_count": 0}
+
+
 def test_a_restore_without_changes_says_so_in_counts() -> None:
     result = RestoreResult(success=True, id="i", dir="/d", mode="copy", changes=Changes(), undo_id=None)
     assert Restored.of(result).model_dump(mode="json") == {
@@ -65,3 +133,4 @@ def test_an_overlay_restore_has_no_changes_to_tell() -> None:
     told = Restored.of(result).model_dump(mode="json")
     assert "changes" not in told
     assert (told["undo_id"], told["skipped_mounts"]) == ("u", ["proc"])
+    assert "undo_id" in told["to_undo"]

@@ -154,8 +154,8 @@ async def test_the_instructions_name_the_way_there_and_back(service: FakeService
         ),
         (
             "diff_backup",
-            {"backup_id": ID, "other_id": ID, "dir": "/work"},
-            {"backup_id": ID, "other_id": ID, "dir": "/work"},
+            {"backup_id": ID, "other_id": ID, "dir": "/work", "paths": ["a"]},
+            {"backup_id": ID, "other_id": ID, "dir": "/work", "paths": ["a"]},
         ),
         ("verify_backup", {"backup_id": ID}, {"backup_id": ID}),
         ("delete_backup", {"backup_id": ID}, {"backup_id": ID}),
@@ -168,6 +168,13 @@ async def test_arguments_reach_the_service_as_they_are(
         result = await client.call_tool(tool, arguments)
     assert not result.is_error, text(result)
     assert service.calls == [(tool.split("_")[0], asked)]
+
+
+async def test_contents_are_compared_when_asked_for(service: FakeService, connect: Connect) -> None:
+    async with connect(service) as client:
+        result = await client.call_tool("diff_backup", {"backup_id": ID, "paths": '["a"]', "content": True})
+    assert not result.is_error, text(result)
+    assert service.calls == [("diff_contents", {"backup_id": ID, "other_id": None, "dir": None, "paths": ["a"]})]
 
 
 async def test_null_is_the_same_as_left_out(service: FakeService, connect: Connect) -> None:
@@ -211,6 +218,8 @@ async def test_a_list_sent_as_json_text_is_a_list_and_a_name_never_is(service: F
         ("create_backup", {"dir": "/work", "metadata": {"k": 1}}, "metadata.k"),
         ("restore_backup", {"backup_id": ID, "mode": "mount"}, "mode"),
         ("restore_backup", {"id": ID}, "backup_id"),
+        ("diff_backup", {"backup_id": ID, "content": "yes"}, "content"),
+        ("diff_backup", {"backup_id": ID, "paths": "src"}, "paths"),
         ("list_backups", {"limit": "7"}, "limit"),
         ("list_backups", {"limit": 0}, "limit"),
         ("list_backups", {"limit": 101}, "limit"),
