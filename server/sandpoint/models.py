@@ -403,10 +403,14 @@ class ContentChanges(Changes):
 
 
 class Applied(Strict):
-    """What a sandbox did to its directory. `changes` is None in overlay mode, whose cost is not the tree's."""
+    """What a sandbox did to its directory. `changes` is None in overlay mode, whose cost is not the tree's.
+
+    `unmounted`: overlays of ours were taken down, with what was written to them.
+    """
 
     mode: Literal["overlay", "copy"]
     changes: Changes | None
+    unmounted: bool = False
     kept_paths: tuple[str, ...] = ()
     skipped_mounts: tuple[str, ...] = ()
 
@@ -545,7 +549,8 @@ class RestoreResult(Strict):
     """What a restore did, or with `dry_run` would do.
 
     `undo_id` is a backup of the state before; None where nothing was changed or no undo was wanted.
-    `changes` is None in overlay mode. `kept_paths` are extra directories that stay because they hold excluded
+    `changes` is None in overlay mode; with `unmounted`, they are those of the directory below the overlays that were
+    taken down. `kept_paths` are extra directories that stay because they hold excluded
     paths; `skipped_mounts` are mounts inside the directory, whose contents are never touched.
     """
 
@@ -555,6 +560,7 @@ class RestoreResult(Strict):
     mode: Literal["overlay", "copy"]
     dry_run: bool = False
     changes: Changes | None
+    unmounted: bool = False
     undo_id: str | None
     kept_paths: tuple[str, ...] = ()
     skipped_mounts: tuple[str, ...] = ()

@@ -297,6 +297,10 @@ class BackupService:
                 "undo": undo,
             },
         )
+        if options.paths and options.mode == "overlay":
+            raise InvalidBackupConfigError(
+                "paths: an overlay brings back the whole directory; use mode 'copy' for paths"
+            )
         report = report or _silent
         metadata = await self._restorable(options.backup_id)
         path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
@@ -320,6 +324,7 @@ class BackupService:
             dir=path,
             mode=applied.mode,
             changes=applied.changes,
+            unmounted=applied.unmounted,
             undo_id=undo_id,
             kept_paths=applied.kept_paths,
             skipped_mounts=applied.skipped_mounts,
@@ -771,8 +776,10 @@ class _Base:
 
 def _is_needed(way_back: _Capture, applied: Applied, restored: BackupMetadata) -> bool:
     """Whether an undo would change anything."""
-    if applied.changes is not None:
-        return bool(applied.changes)
+    if applied.changes:
+        return True
+    if applied.changes is not None and not applied.unmounted:
+        return False
     return way_back.has_changed or way_back.backup.parent_id != restored.id
 
 

@@ -199,3 +199,25 @@ def test_what_comes_to_be_ignored_is_no_longer_backed_up(place: Place) -> None:
     other = place.base / "other"
     place.restore(without.id, dir=other, undo=False)
     assert not (other / "kept" / "log").exists()
+
+
+def test_what_was_written_to_an_overlay_is_kept_though_the_directory_below_is_as_wanted(place: Place) -> None:
+    place.unmount(undo=False)
+    below = place.create()
+    place.restore(below.id, mode="overlay", undo=False)
+    (place.tree / "written").write_text("to the overlay\n")
+    result = place.restore(below.id, mode="copy")
+    assert (result.unmounted, bool(result.changes)) == (True, False)
+    assert not (place.tree / "written").exists()
+    assert result.undo_id is not None
+    place.restore(result.undo_id)
+    assert (place.tree / "written").read_text() == "to the overlay\n"
+
+
+def test_an_overlay_to_which_nothing_was_written_leaves_nothing_to_undo(place: Place) -> None:
+    place.unmount(undo=False)
+    below = place.create()
+    place.restore(below.id, mode="overlay", undo=False)
+    result = place.restore(below.id, mode="copy")
+    assert (result.unmounted, result.undo_id) == (True, None)
+    assert place.ids()[0] == below.id

@@ -59,7 +59,10 @@ def show_restored(result: "RestoreResult", common: Common, seconds: float) -> No
     if result.dry_run:
         _show_plan(result, where)
     elif result.changes is not None and not result.changes:
-        say(f"{where} was the same as backup {result.id} already. Nothing was changed.")
+        if result.unmounted:
+            say(f"The overlay on {where} was taken down; below it, all was the same as in backup {result.id} already.")
+        else:
+            say(f"{where} was the same as backup {result.id} already. Nothing was changed.")
     else:
         changes = f": {count_changes(result.changes)}" if result.changes is not None else ""
         say(f"Restored {where} from backup {result.id} by {result.mode} in {duration(seconds)}{changes}.")

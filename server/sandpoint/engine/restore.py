@@ -21,7 +21,7 @@ from sandpoint.engine.manifest import ACL_PREFIX, Entry, Header, display, has_ac
 from sandpoint.engine.plan import Comparison
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
-from sandpoint.errors import BackupRestoreError, InvalidBackupConfigError
+from sandpoint.errors import BackupRestoreError
 from sandpoint.models import Applied, ApplyRequest
 
 
@@ -61,7 +61,8 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
         layers = stack.enter_context(
             beside(lambda stop: fetch_layers(request, state, stop, reread=True), monitor.check)
         )
-        if not request.paths and overlays.own_overlays(state, request.dir):
+        on_overlays = not request.paths and bool(overlays.own_overlays(state, request.dir))
+        if on_overlays:
             layers()  # a damaged one is found before an overlay is taken down
             stack.enter_context(overlays.set_aside(state, request.dir, monitor.check))
         place = stack.enter_context(opened_place(state, request.dir))
@@ -79,6 +80,7 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
         return Applied(
             mode="copy",
             changes=compared.plan.changes(),
+            unmounted=on_overlays,
             kept_paths=tuple(display(path) for path in kept),
             skipped_mounts=tuple(display(path) for path in compared.mounts),
         )
@@ -88,8 +90,6 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
 
 
 def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | None, monitor: Monitor) -> Applied:
-    if request.paths:
-        raise InvalidBackupConfigError("paths: an overlay brings back the whole directory; use mode 'copy' for paths")
     if kind is None:
         _, reason = overlays.available_kind(state, in_turn=True)
         raise BackupRestoreError(f"this machine cannot mount overlays ({reason}); use mode 'copy'")

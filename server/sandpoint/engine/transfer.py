@@ -14,6 +14,7 @@ from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import PathGrant, Source, StoredFile
 
 _BLOCK = 8 << 20
+_REMEDY = "Nothing was changed. Use another one: 'sandpoint verify' says of each whether it is whole"
 
 
 def unfinished(grant: PathGrant) -> str:
@@ -130,7 +131,7 @@ def check_file(source: Source, check: Check) -> None:
         if _digest(path, check).sha256 != source.sha256:
             raise BackupIntegrityError(f"{path} was altered: its SHA-256 is another; nothing was changed")
     except FileNotFoundError:
-        raise BackupIntegrityError(f"{path} is missing; the backup is damaged, nothing was changed") from None
+        raise BackupIntegrityError(f"{path} is missing; the backup is damaged. {_REMEDY}") from None
     except OSError as error:
         raise StoreUnavailableError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -145,7 +146,7 @@ def fetch_bytes(source: Source) -> bytes:
         with open(source.grant.path, "rb") as file:
             content = file.read(source.size + 1)
     except FileNotFoundError:
-        raise BackupIntegrityError(f"{source.grant.path} is missing; the backup is damaged") from None
+        raise BackupIntegrityError(f"{source.grant.path} is missing; the backup is damaged. {_REMEDY}") from None
     except OSError as error:
         raise StoreUnavailableError(f"{source.grant.path} cannot be read: {error.strerror}") from error
     if len(content) != source.size or hashlib.sha256(content).hexdigest() != source.sha256:

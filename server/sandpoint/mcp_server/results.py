@@ -198,6 +198,7 @@ class Restored(Result):
     changes: Annotated[
         PathChanges | None, Field(description="What happens to the directory; absent in overlay mode.")
     ] = None
+    unmounted: Annotated[bool | None, Field(description="True if an overlay was taken down first.")] = None
     undo_id: Annotated[str | None, Field(description="Backup of the state before: restore it to undo.")] = None
     to_undo: str | None = None
     kept_paths: Annotated[list[str], Field(description="Stay because they hold excluded paths.")] = []
@@ -214,6 +215,7 @@ class Restored(Result):
             mode=result.mode,
             dry_run=result.dry_run or None,
             changes=None if result.changes is None else PathChanges.of(result.changes),
+            unmounted=result.unmounted or None,
             undo_id=result.undo_id,
             to_undo="call restore_backup with backup_id = undo_id" if result.undo_id else None,
             **_bounded(kept_paths=result.kept_paths, skipped_mounts=result.skipped_mounts),

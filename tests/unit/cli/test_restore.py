@@ -105,6 +105,12 @@ def test_nothing_to_do_is_said(answer: Answer, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"/work was the same as backup {ID} already. Nothing was changed.\n"
 
 
+def test_an_overlay_that_was_taken_down_is_told_of(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(restore=make_result(changes=Changes(), unmounted=True))
+    assert main(["restore", ID]) == 0
+    assert capsys.readouterr().out.startswith("The overlay on /work was taken down; below it, all was the same")
+
+
 def test_an_overlay_says_how_to_take_it_down(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     answer(restore=make_result(mode="overlay", changes=None, dir="/work dir"))
     assert main(["restore", ID]) == 0
