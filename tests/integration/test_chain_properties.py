@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from helpers.place import Place, unmount_all
-from helpers.trees import Listing, assert_same, in_whole_seconds, list_tree
+from helpers.trees import Item, Listing, assert_same, in_whole_seconds, list_tree
 
 NAMES = ["a", "b", "c", "d e", "é", "new\nline", "#x", "-y"]
 
@@ -128,6 +128,19 @@ CHANGES: list[Callable[[Path, random.Random], None]] = [
     become_another,
     set_attributes,
 ]
+
+
+def files(state: Listing) -> dict[bytes, Item]:
+    return {path: item for path, item in state.items() if item.kind != "dir"}
+
+
+def total_bytes(state: Listing) -> int:
+    """Return the size of all files, that of hard links once."""
+    return sum(
+        item.size for path, item in files(state).items() if item.kind == "file" and path <= min(item.links or (path,))
+    )
+
+
 SEEDS = st.lists(st.integers(0, 2**32), min_size=0, max_size=6)
 
 
@@ -165,7 +178,9 @@ class Backups(RuleBasedStateMachine):
     def create(self, seeds: list[int], full: bool) -> None:
         self.work(seeds)
         state = self.now()
-        self.states[self.place.create(full=full).id] = state
+        backup = self.place.create(full=full)
+        assert (backup.file_count, backup.total_bytes) == (len(files(state)), total_bytes(state))
+        self.states[backup.id] = state
 
     @rule(works=st.lists(SEEDS, min_size=2, max_size=4))
     def create_some(self, works: list[list[int]]) -> None:
@@ -240,7 +255,7 @@ class Backups(RuleBasedStateMachine):
 
 TestBackups = Backups.TestCase
 TestBackups.settings = settings(
-    max_examples=int(os.environ.get("CHAIN_EXAMPLES", "12")),
+    max_examples=int(os.environ.get("CHAIN_EXAMPLES", "90")),
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
