@@ -371,7 +371,7 @@ def _past(
         manifests[common:],
         [transfer.fetch_bytes(source) for source in parent.dropped],
         device=os.fstat(place.fd).st_dev,
-        by_name=tuple(layers) != shown,
+        by_name=common < len(shown),
     )
 
 

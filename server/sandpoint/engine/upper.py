@@ -39,10 +39,10 @@ class Changed:
 class Past:
     """What is known of a tree besides what its layers show.
 
-    `entries` are those of its manifests: with exact times, and a stamp where that proves something. `dropped` are the
-    entries that manifests upon these had, None for what they removed; `links` the groups of hard links with these.
-    With `by_name`, the tree was captured from the overlay itself: what came and went again since left no trace in the
-    upper layer but that of its directory.
+    `entries` are those of its manifests, from the first one that was captured of the overlay: with exact times, and a
+    stamp where that proves something. `dropped` are the entries that manifests upon these had, None for what they
+    removed; `links` the groups of hard links with these. With `by_name`, the manifests do not tell all that came and
+    went again since the overlay was mounted: the names in directories that were written to are compared.
     """
 
     entries: Mapping[bytes, Entry] = field(default_factory=dict)
@@ -147,40 +147,66 @@ def changed_since(
         UnreadableError: An entry may not be read.
         OSError: The filesystem failed.
     """
-    rules, past = rules or Rules(), past or Past()
-    source: dict[bytes, Entry] = {}
-    target: dict[bytes, Entry] = {}
-    excluded: list[bytes] = []
-
-    def look(path: bytes, *, whole: bool) -> None:
-        # What has come to be excluded is no more: of the tree before, all counts.
-        source.update((entry.path, entry) for entry in _entries(before, path, Rules(), [], whole=whole))
-        target.update((entry.path, entry) for entry in _entries(now, path, rules, excluded, whole=whole))
-
-    for path, whole in (each for begin, upper in uppers for each in _candidates(begin, upper, rules)):
-        check()
-        look(path, whole=whole)
-        if past.by_name and not whole:
-            for name in _names(before, path) ^ _names(now, path):
-                look(_join(path, name), whole=True)
-    for path in past.dropped:
-        look(path, whole=False)
-    source.update((path, _unlinked(past.entries[path])) for path in source if path in past.entries)
+    past = past or Past()
+    looked = _Looked(before, now, rules or Rules(), past)
+    for begin, upper in uppers:
+        looked.at_upper(begin, upper, check)
+    looked.at_untraced()
+    source, target = looked.source, looked.target
     for entry in made:
         source[entry.path] = entry
         target.update((each.path, each) for each in _entries(now, entry.path, Rules(), [], whole=False))
     if links is not None:
         _bring_links(source, target, before, now, links)
-        _link(source, before)
-        _link(target, now)
+        _link(source, ([path for path in group if path in source] for group in links))
+        _link(target, _groups(target, now))
 
     def differ(doubtful: list[Entry]) -> set[bytes]:
         unproven = [entry for entry in doubtful if not past.proves(entry)]
         return differing(always(before), always(now), unproven, check)
 
-    header = Header(started_ns=0, stamps=False, excluded=tuple(sorted(set(excluded))))
+    header = Header(started_ns=0, stamps=False, excluded=tuple(sorted(set(looked.excluded))))
     was, is_now = make_manifest(header, source.values()), make_manifest(header, target.values())
     return Changed(make_plan(was, is_now, differ=differ, comparison=Comparison()), was, is_now)
+
+
+class _Looked:
+    """The entries that may differ, as they were and as they are."""
+
+    def __init__(self, before: int, now: int, rules: Rules, past: Past) -> None:
+        self._before = before
+        self._now = now
+        self._rules = rules
+        self._past = past
+        self.source: dict[bytes, Entry] = {}
+        self.target: dict[bytes, Entry] = {}
+        self.excluded: list[bytes] = []
+
+    def at_upper(self, begin: bytes, upper: int, check: Check) -> None:
+        """Look at all that an upper layer has or hides."""
+        for path, whole in _candidates(begin, upper, self._rules):
+            check()
+            self._at(path, whole=whole)
+            if self._past.by_name and not whole:
+                for name in _names(self._before, path) ^ _names(self._now, path):
+                    self._at(_join(path, name), whole=True)
+
+    def at_untraced(self) -> None:
+        """Look at what came after the overlay was mounted: if it went again, that left no trace in the upper layer."""
+        for path in (*self._past.dropped, *(() if self._past.by_name else self._past.entries)):
+            if path not in self.source and path not in self.target:
+                self._at(path, whole=False)
+
+    def _at(self, path: bytes, *, whole: bool) -> None:
+        known = self._past.entries
+        if path in known and not whole:
+            self.source[path] = known[path]
+        else:
+            # What has come to be excluded is no more: of the tree before, all counts.
+            found = _entries(self._before, path, Rules(), [], whole=whole)
+            self.source.update((entry.path, known.get(entry.path, entry)) for entry in found)
+        found = _entries(self._now, path, self._rules, self.excluded, whole=whole)
+        self.target.update((entry.path, entry) for entry in found)
 
 
 def made_anew(header: Header) -> list[Entry]:
@@ -244,7 +270,7 @@ def _bring_links(
     if not links:
         return
     moved = {each for path in target if path not in source and (each := _inode(now, path)) is not None}
-    for group in links:
+    for group in links if moved else ():
         for path in group:
             if path not in target and _inode(now, path) in moved:
                 for root, entries in ((before, source), (now, target)):
@@ -291,14 +317,20 @@ def _inode(root: int, path: bytes) -> tuple[int, int] | None:
     return None if stat.S_ISDIR(status.st_mode) or status.st_nlink < 2 else (status.st_dev, status.st_ino)
 
 
-def _link(entries: dict[bytes, Entry], root: int) -> None:
-    """Note the hard links among entries of an open directory."""
+def _groups(entries: Mapping[bytes, Entry], root: int) -> Collection[list[bytes]]:
+    """Return the hard links among entries of an open directory."""
     groups: dict[tuple[int, int], list[bytes]] = {}
     for path, entry in entries.items():
         if not entry.is_dir and (inode := _inode(root, path)) is not None:
             groups.setdefault(inode, []).append(path)
-    for paths in groups.values():
-        first, *others = sorted(paths)
+    return groups.values()
+
+
+def _link(entries: dict[bytes, Entry], groups: Iterable[Sequence[bytes]]) -> None:
+    """Note hard links among entries; whatever these said of links before does not count."""
+    entries.update((path, _unlinked(entry)) for path, entry in entries.items() if entry.hardlink)
+    for paths in groups:
+        first, *others = sorted(paths) or [b""]
         for other in others:
             entries[other] = msgspec.structs.replace(entries[other], hardlink=first)
 
