@@ -1,11 +1,12 @@
 """A process that runs operations in children which kill themselves at their n-th change to the system.
 
-Started as `python -m helpers.killer`; reads one JSON object a line: `state`, `store`, `overlay`, `operation`,
-`arguments`, `options`, `at`. Answers each with a line: `killed`, `done` or `failed: ...`.
+Started as `python -m helpers.killer`; reads one JSON object a line: `base` and `place`, what the place is made of,
+`operation`, `arguments`, `options`, `at`, `since`. Answers each with a line: `killed`, `done` or `failed: ...`.
 """
 
 import builtins
 import functools
+import importlib
 import json
 import os
 import signal
@@ -13,17 +14,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sandpoint.chains import DEFAULT_LIMITS
 from sandpoint.engine import linux
 
 _OS = (
-    "mkdir", "rmdir", "rename", "replace", "link", "symlink", "unlink", "remove", "chmod", "fchmod", "chown", "utime",
-    "setxattr", "removexattr", "fsync", "write",
+    "rmdir", "rename", "replace", "link", "symlink", "remove", "chmod", "fchmod", "chown", "utime",
+    "setxattr", "removexattr", "mknod", "fsync", "write",
 )  # fmt: skip
 _LINUX = ("mount", "detach", "detach_open", "rename_new", "exchange", "_attach")
+_MOST_CHANGES = 600
 
 
 class Killer:
@@ -52,10 +56,25 @@ class Killer:
 
         setattr(holder, name, counted)
 
+    def install_at(self, function: str) -> None:
+        """Count from the call of a function on, given by its full name."""
+        module, _, name = function.rpartition(".")
+        holder = importlib.import_module(module)
+        original = getattr(holder, name)
+
+        @functools.wraps(original)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self.install()
+            return original(*args, **kwargs)
+
+        setattr(holder, name, called)
+
     def install(self) -> None:
         """Count all calls that change the filesystem or the mount table, or start a program."""
         for name in _OS:
             self.wrap(os, name)
+        self.wrap(os, "unlink", counts=lambda path, *, dir_fd=None: _is_there(path, dir_fd))
+        self.wrap(os, "mkdir", counts=lambda path, *_a, dir_fd=None, **_k: not _is_there(path, dir_fd))
         self.wrap(os, "open", counts=lambda _path, flags, *_a, **_k: bool(flags & os.O_CREAT))
         self.wrap(builtins, "open", counts=lambda _path, mode="r", *_a, **_k: any(c in mode for c in "wxa"))
         for name in _LINUX:
@@ -64,14 +83,27 @@ class Killer:
         self.wrap(subprocess.Popen, "wait")
 
 
+def _is_there(path: Any, dir_fd: int | None) -> bool:
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
 def _run(request: dict[str, Any]) -> None:
     import anyio
 
     from helpers.place import Place
 
-    place = Place(Path(request["base"]), overlay=request["overlay"], state=Path(request["state"]))
+    state = Path(request["place"].pop("state"))
+    place = Place(Path(request["base"]), state=state, **request["place"])
     operation = getattr(place.service, request["operation"])
-    Killer(request["at"]).install()
+    killer = Killer(request["at"])
+    if request["since"] is None:
+        killer.install()
+    else:
+        killer.install_at(request["since"])
     anyio.run(functools.partial(operation, *request["arguments"], **request["options"]))
 
 
@@ -150,21 +182,35 @@ class KillerProcess(HelperProcess):
         *arguments: str,
         at: int,
         overlay: str | None = None,
+        chain_layers: int = DEFAULT_LIMITS.layers,
+        since: str | None = None,
         **options: Any,
     ) -> bool:
-        """Run an operation that is killed before its change number `at`; return whether it came so far."""
+        """Run an operation that is killed before its change number `at`; return whether it came so far.
+
+        With `since`, the full name of a function, changes are counted from the call of that on.
+        """
         request = {
             "base": str(base),
-            "state": str(state),
-            "overlay": overlay,
+            "place": {"state": str(state), "overlay": overlay, "chain_layers": chain_layers},
             "operation": operation,
             "arguments": arguments,
             "options": options,
             "at": at,
+            "since": since,
         }
         answer = self.ask(request)
         assert answer in {"killed", "done"}, answer
         return answer == "killed"
+
+
+def points(killed_at: Callable[[int], bool]) -> int:
+    """Kill at every point in turn until the operation completes; return how many there were."""
+    for at in count(1):
+        assert at < _MOST_CHANGES, "the operation makes more changes than this test has time for"
+        if not killed_at(at):
+            return at - 1
+    raise AssertionError("unreachable")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """A service with its own store and state, for tests that use the real engine."""
 
+import json
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,14 +77,26 @@ class Place:
         """Return where something is mounted in this place."""
         return mounts_in(self.base) + (mounts_in(self.state) if self.base not in self.state.parents else [])
 
+    def needed(self) -> set[str]:
+        """Return the keys of all files of the store that belong to visible backups."""
+        keys = set()
+        for path in (self.store / "backups").glob("*/meta.json"):
+            keys.add(str(path.relative_to(self.store)))
+            with suppress(ValueError, KeyError, TypeError):  # damaged, or another's
+                metadata = json.loads(path.read_text())
+                files = (*metadata["layers"], metadata["manifest"], *metadata["parentManifests"])
+                keys.update(file["key"] for file in files)
+        return keys
+
     def leftovers(self) -> list[str]:
         """Return what only a running operation may have: scratch folders, parts of backups, scratch mounts."""
         found = [str(path) for path in _children(self.state / "work")]
         found += [str(path) for path in _children(self.store / "incoming")]
         found += [str(path) for path in _children(self.state / "turns") if path.name != "lock"]
         found += [str(path) for path in _children(self.state / "overlays") if not (path / "ready").exists()]
+        needed = self.needed()
         for backup in _children(self.store / "backups"):
-            if not (backup / "meta.json").exists():
+            if not any(f"backups/{backup.name}/{name}" in needed for name in _FILES):
                 found.append(str(backup))
             found += [str(path) for path in _children(backup) if path.name not in _FILES]
         found += [str(path) for path in _children(self.tree) if path.name.startswith(".sandpoint-")]
@@ -174,6 +188,20 @@ def tmpfs(point: Path, *, size: str = "4m") -> Iterator[Path]:
     point.mkdir(parents=True, exist_ok=True)
     with mounted(point, "-t", "tmpfs", "-o", f"size={size}", "sandpoint-test"):
         yield point
+
+
+@contextmanager
+def ext4(point: Path, *, size: int = 128 << 20) -> Iterator[Path]:
+    """Mount an ext4 filesystem that lies in memory for the time of a block: unlike tmpfs it stamps every change."""
+    point.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="sandpoint-test-", dir="/dev/shm") as folder:
+        image = Path(folder, "image")
+        with image.open("xb") as file:
+            file.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", str(image)], check=True)
+        with mounted(point, "-o", "loop", str(image)):
+            (point / "lost+found").rmdir()
+            yield point
 
 
 @contextmanager

@@ -176,10 +176,13 @@ def test_fuse_would_confuse_the_hard_links_of_a_chain(tmp_path: Path) -> None:
     place.create()
     change(place, "changed\n")
     last = place.create()
-    with pytest.raises(BackupRestoreError, match="hard links"):
-        place.restore(last.id, mode="overlay", undo=False)
-    place.assert_clean()
-    assert place.mounts() == []
+    try:
+        with pytest.raises(BackupRestoreError, match="hard links"):
+            place.restore(last.id, mode="overlay", undo=False)
+        place.assert_clean()
+        assert place.mounts() == []
+    finally:
+        unmount_all(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["kernel", "fuse"])

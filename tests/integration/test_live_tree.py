@@ -33,6 +33,20 @@ def live(place: Place) -> Place:
     return place
 
 
+@pytest.fixture(params=["full", "delta", "delta of an overlay"])
+def captured(live: Place, request: pytest.FixtureRequest) -> Place:
+    """The same, where the next capture is a full one, or one of what has changed: most bytes are quiet."""
+    (live.tree / QUIET / "large").touch()
+    os.truncate(live.tree / QUIET / "large", 16 << 20)
+    for path in (live.tree, *live.tree.rglob("*")):
+        os.utime(path, (1_700_000_000, 1_700_000_000))  # an overlay shows whole seconds
+    if request.param != "full":
+        backup = live.create()
+        if request.param == "delta of an overlay":
+            live.restore(backup.id, mode="overlay", undo=False)
+    return live
+
+
 @contextmanager
 def busy(write_once: Callable[[int], None]) -> Iterator[None]:
     """Write to the tree all the time that a block takes."""
@@ -65,6 +79,7 @@ def busy(write_once: Callable[[int], None]) -> Iterator[None]:
 
 def assert_restorable(live: Place, backup: Backup) -> Listing:
     """Restore elsewhere; what is quiet is exact, and the restored tree is exactly what the backup says."""
+    assert (backup.kind == "delta") == (len(live.ids()) > 1)
     other = live.base / "other"
     live.restore(backup.id, dir=other, undo=False)
     assert_same(list_tree(live.tree / QUIET), list_tree(other / QUIET))
@@ -75,76 +90,76 @@ def assert_restorable(live: Place, backup: Backup) -> Listing:
     return list_tree(other)
 
 
-def test_files_that_are_rewritten(live: Place) -> None:
+def test_files_that_are_rewritten(captured: Place) -> None:
     sizes = (10, 100_000, 50_000)
 
     def rewrite(number: int) -> None:
-        (live.tree / "busy" / f"file{number % 20}").write_bytes(bytes([number % 256]) * sizes[number % 3])
+        (captured.tree / "busy" / f"file{number % 20}").write_bytes(bytes([number % 256]) * sizes[number % 3])
 
     with busy(rewrite):
-        backup = live.create()
-    assert_restorable(live, backup)
+        backup = captured.create()
+    assert_restorable(captured, backup)
 
 
-def test_what_is_not_named_unstable_is_a_state_that_was_there(live: Place) -> None:
+def test_what_is_not_named_unstable_is_a_state_that_was_there(captured: Place) -> None:
     """Each file always holds one letter, whole: a file of two letters, not named, would be a torn one."""
     for number in range(20):
-        (live.tree / "busy" / f"file{number}").write_bytes(b"a" * 300_000)
+        (captured.tree / "busy" / f"file{number}").write_bytes(b"a" * 300_000)
 
     def replace(number: int) -> None:
-        new = live.tree / "busy" / f"new{number % 20}"
+        new = captured.tree / "busy" / f"new{number % 20}"
         new.write_bytes(bytes([97 + number % 26]) * 300_000)
-        new.rename(live.tree / "busy" / f"file{number % 20}")
+        new.rename(captured.tree / "busy" / f"file{number % 20}")
 
     with busy(replace):
-        backup = live.create()
-    assert_restorable(live, backup)
-    for path in (live.base / "other" / "busy").glob("file*"):
+        backup = captured.create()
+    assert_restorable(captured, backup)
+    for path in (captured.base / "other" / "busy").glob("file*"):
         if f"busy/{path.name}" not in backup.unstable_paths:
             assert len(set(path.read_bytes())) == 1
 
 
-def test_files_that_grow(live: Place) -> None:
+def test_files_that_grow(captured: Place) -> None:
     def append(number: int) -> None:
-        with open(live.tree / "busy" / f"file{number % 20}", "ab") as file:
+        with open(captured.tree / "busy" / f"file{number % 20}", "ab") as file:
             file.write(b"a line of a log\n" * 100)
         if number % 200 == 0:
             for index in range(20):
-                os.truncate(live.tree / "busy" / f"file{index}", 0)
+                os.truncate(captured.tree / "busy" / f"file{index}", 0)
 
     with busy(append):
-        backup = live.create()
-    assert_restorable(live, backup)
+        backup = captured.create()
+    assert_restorable(captured, backup)
 
 
-def test_files_and_folders_that_come_and_go(live: Place) -> None:
+def test_files_and_folders_that_come_and_go(captured: Place) -> None:
     def come_and_go(number: int) -> None:
-        folder = live.tree / "busy" / f"dir{number % 10}"
+        folder = captured.tree / "busy" / f"dir{number % 10}"
         write(folder / "deep" / "file", "x\n" * number)
         os.symlink("file", folder / "deep" / "link")
-        shutil.rmtree(live.tree / "busy" / f"dir{(number + 5) % 10}", ignore_errors=True)
+        shutil.rmtree(captured.tree / "busy" / f"dir{(number + 5) % 10}", ignore_errors=True)
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
 
     with busy(come_and_go):
-        backup = live.create()
-    assert_restorable(live, backup)
+        backup = captured.create()
+    assert_restorable(captured, backup)
 
 
-def test_folders_that_are_renamed(live: Place) -> None:
-    write(live.tree / "busy" / "here" / "sub" / "file", "x\n")
+def test_folders_that_are_renamed(captured: Place) -> None:
+    write(captured.tree / "busy" / "here" / "sub" / "file", "x\n")
 
     def rename(number: int) -> None:
         names = ("here", "there")
-        (live.tree / "busy" / names[number % 2]).rename(live.tree / "busy" / names[(number + 1) % 2])
+        (captured.tree / "busy" / names[number % 2]).rename(captured.tree / "busy" / names[(number + 1) % 2])
 
     with busy(rename):
-        backup = live.create()
-    assert_restorable(live, backup)
+        backup = captured.create()
+    assert_restorable(captured, backup)
 
 
-def test_types_that_change(live: Place) -> None:
-    target = live.tree / "busy" / "changing"
+def test_types_that_change(captured: Place) -> None:
+    target = captured.tree / "busy" / "changing"
 
     def change(number: int) -> None:
         if target.is_symlink() or target.is_file():
@@ -160,20 +175,20 @@ def test_types_that_change(live: Place) -> None:
                 target.write_text("a file\n")
 
     with busy(change):
-        backup = live.create()
-    assert_restorable(live, backup)
+        backup = captured.create()
+    assert_restorable(captured, backup)
 
 
-def test_hard_links_that_come_and_go(live: Place) -> None:
+def test_hard_links_that_come_and_go(captured: Place) -> None:
     def relink(number: int) -> None:
-        link = live.tree / "busy" / f"link{number % 5}"
+        link = captured.tree / "busy" / f"link{number % 5}"
         with suppress(FileNotFoundError):
             link.unlink()
-        os.link(live.tree / "busy" / f"file{number % 3}", link)
+        os.link(captured.tree / "busy" / f"file{number % 3}", link)
 
     with busy(relink):
-        backup = live.create()
-    assert_restorable(live, backup)
+        backup = captured.create()
+    assert_restorable(captured, backup)
 
 
 def test_a_restore_of_a_tree_that_is_written_to_is_right_once_it_is_quiet(live: Place) -> None:

@@ -1,22 +1,18 @@
-"""Pruning real backups: what stays is whole, whoever works beside it and wherever it is killed."""
+"""Pruning real backups: what stays is whole, whoever works beside it."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import pytest
 
 from helpers.cli import Program
 from helpers.crowd import states
-from helpers.killer import KillerProcess
 from helpers.place import Place
 from helpers.trees import Listing, assert_same, list_tree, write
 
 CROWD_SECONDS = os.environ.get("CROWD_SECONDS", "10")
-MOST_CHANGES = 300
 
 
 def assert_each_whole(place: Place, expected: dict[str, Listing]) -> None:
@@ -139,56 +135,4 @@ def test_beside_creates_and_deletes_of_other_processes(place: Place) -> None:
     place.run(place.service.prune)
     assert place.ids() != []
     assert_each_whole(place, states(place.base))
-    assert_nothing_is_left(place)
-
-
-# -- killed --
-
-
-@pytest.fixture(scope="module")
-def killer() -> Iterator[KillerProcess]:
-    with KillerProcess() as process:
-        yield process
-
-
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "after a dead create"])
-def test_a_prune_that_is_killed(place: Place, killer: KillerProcess, chain: Chain, beside: bool) -> None:
-    for at in count(1):
-        assert at < MOST_CHANGES
-        chain.grow(4 - len(place.ids()))
-        if beside:
-            known = place.ids()
-            killer.run(place.base, place.state, "create", str(place.tree), at=5 * at)
-            chain.states |= {new: list_tree(place.tree) for new in place.ids() if new not in known}
-        newest = place.ids()[:2]
-        killed = killer.run(place.base, place.state, "prune", at=at, keep_last=2)
-        assert place.ids()[:2] == newest
-        _assert_newest_whole(place, chain)
-        if not killed:
-            break
-    assert at > 15
-    assert_each_whole(place, chain.states)
-    assert_nothing_is_left(place)
-
-
-def _assert_newest_whole(place: Place, chain: Chain) -> None:
-    for backup_id in place.ids():
-        assert place.run(place.service.verify, backup_id).ok
-    place.restore(place.ids()[0], dir=place.base / "other", undo=False)
-    assert_same(chain.states[place.ids()[0]], list_tree(place.base / "other"))
-
-
-def test_a_delete_that_is_killed(place: Place, killer: KillerProcess, chain: Chain) -> None:
-    for at in count(1):
-        assert at < MOST_CHANGES
-        chain.grow(3 - len(place.ids()))
-        newest, *_, oldest = place.ids()
-        killed = killer.run(place.base, place.state, "delete", oldest, at=at)
-        assert set(place.ids()) >= {newest}
-        _assert_newest_whole(place, chain)
-        if not killed:
-            assert oldest not in place.ids()
-            break
-    assert at > 3
-    assert_each_whole(place, chain.states)
     assert_nothing_is_left(place)

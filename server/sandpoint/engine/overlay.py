@@ -6,6 +6,7 @@ source is `sandpoint-{uuid}`; fuse-overlayfs lets nobody choose that, so that `d
 it from others.
 """
 
+import errno
 import os
 import time
 import uuid
@@ -60,10 +61,15 @@ class Overlay:
     def create(cls, state: State, record: Record) -> "Overlay":
         """Make the folder of a new overlay; until it is `ready`, the next operation would clear it away."""
         overlay = cls(os.path.join(state.overlays, record.id), record)
-        for folder in (overlay.folder, overlay.upper, overlay._work, overlay._lower, overlay.scratch):
-            os.mkdir(folder, 0o700)
-        with open(os.path.join(overlay.folder, "overlay.json"), "xb") as file:
-            file.write(msgspec.json.encode(record))
+        try:
+            for folder in (overlay.folder, overlay.upper, overlay._work, overlay._lower, overlay.scratch):
+                os.mkdir(folder, 0o700)
+            with open(os.path.join(overlay.folder, "overlay.json"), "xb") as file:
+                file.write(msgspec.json.encode(record))
+        except OSError as error:
+            with suppress(OSError):
+                remove_tree(overlay.folder)
+            raise state.unwritable(error) from None
         return overlay
 
     @property
@@ -416,14 +422,16 @@ def _fuse_problem() -> str:
 
 def _try_kernel(folder: str, state: State) -> str:
     names = {name: os.path.join(folder, name) for name in ("lower", "upper", "work", "merged")}
-    for path in names.values():
-        os.mkdir(path)
     options = ",".join([f"{key}dir={_escape(names[key])}" for key in ("lower", "upper", "work")] + ["redirect_dir=on"])
     try:
+        for path in names.values():
+            os.mkdir(path)
         if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
             raise PermissionError(13, "loop devices may not be used by this user", "/dev/loop-control")
         linux.mount("sandpoint-trial", os.fsencode(names["merged"]), "overlay", _MOUNT_FLAGS, options.encode())
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:  # no reason to mount by FUSE
+            raise state.unwritable(error) from None
         return f"kernel overlay with the upper layer in {state.path}: {error.strerror}"
     linux.detach(os.fsencode(names["merged"]))
     return ""

@@ -93,7 +93,8 @@ def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | 
     if kind is None:
         _, reason = overlays.available_kind(state, in_turn=True)
         raise BackupRestoreError(f"this machine cannot mount overlays ({reason}); use mode 'copy'")
-    header = read_header(transfer.fetch_bytes(request.manifests[-1]))
+    manifests = [transfer.fetch_bytes(source) for source in request.manifests]
+    header = read_header(manifests[-1])
     if kind == "fuse" and len(request.layers) > 1 and header.hardlinks:
         raise BackupRestoreError(
             "fuse-overlayfs gives files of different layers the same inode numbers, and this backup has several layers "

@@ -61,15 +61,25 @@ class State:
             "folder that this user can write"
         )
 
+    def unwritable(self, error: OSError) -> SandboxUnavailableError:
+        """Return what is said where nothing more can be made in the directory."""
+        return SandboxUnavailableError(
+            f"the state directory {self.path} cannot be written: {error.strerror}; free some space there or set "
+            "SANDPOINT_STATE_DIR"
+        )
+
     def sandbox_id(self) -> str:
         """Return the name of this machine's trees, made up at first use: `local:` and 12 hex digits."""
         self.prepare()
         path = os.path.join(self.path, "sandbox-id")
-        with suppress(FileExistsError):
-            if not os.path.exists(path):
-                write_new(path, f"local:{uuid.uuid4().hex[:12]}\n".encode())
-        with open(path) as file:
-            return file.read().strip()
+        try:
+            with suppress(FileExistsError):
+                if not os.path.exists(path):
+                    write_new(path, f"local:{uuid.uuid4().hex[:12]}\n".encode())
+            with open(path) as file:
+                return file.read().strip()
+        except OSError as error:
+            raise self.unwritable(error) from None
 
     def last_capture(self, directory: str) -> str | None:
         """Return the id of the last backup that was taken of a directory here."""
@@ -146,10 +156,7 @@ class State:
         try:
             os.mkdir(folder, 0o700)
         except OSError as error:
-            raise SandboxUnavailableError(
-                f"the state directory {self.path} cannot be written: {error.strerror}; free some space there or set "
-                "SANDPOINT_STATE_DIR"
-            ) from None
+            raise self.unwritable(error) from None
         try:
             yield folder
         finally:

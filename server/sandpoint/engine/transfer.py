@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 import msgspec
 
 from sandpoint.engine.beside import beside
-from sandpoint.engine.state import State, sync_directory, write_new
+from sandpoint.engine.state import State, sync_directory, write_new, write_over
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import PathGrant, Source, StoredFile
@@ -171,12 +171,11 @@ def _stamp_of(path: str) -> _Stamp | None:
 
 
 def _note_checked(state: State, sha256: str, stamp: _Stamp) -> None:
+    if _was_checked(state, sha256, stamp):
+        return
     state.prepare()
-    path = os.path.join(state.checked, sha256)
-    with suppress(FileNotFoundError):
-        os.unlink(path)
     with suppress(OSError):  # without the note it is read again next time
-        write_new(path, msgspec.json.encode(stamp))
+        write_over(os.path.join(state.checked, sha256), msgspec.json.encode(stamp))
 
 
 def _was_checked(state: State, sha256: str, stamp: _Stamp) -> bool:
