@@ -235,7 +235,7 @@ def compare_with(
         InvalidBackupConfigError: A path is neither in it nor in the backup.
         UnreadableError: Something in it may not be read.
     """
-    index = read_index(state, place.path) if captured_as else None
+    index = read_index(state, place.path, alike=backup) if captured_as else None
     captured = _as_captured(index, captured_as, request, backup, place)
     present = captured or _walk_present(request, backup, place, monitor)
     request = _named(request, backup, present)
@@ -246,17 +246,11 @@ def compare_with(
     untouchable = frozenset(mounts) | _leading(request, chosen, target)
     comparison = Comparison(coarse_times=place.is_overlay)
 
-    def differ(entries: list[Entry]) -> set[bytes]:
-        unproven = entries
-        proof = index or (read_index(state, place.path) if len(entries) > _MANY_DOUBTFUL and place.stamps else None)
-        if proof is not None:
-            device = os.fstat(place.fd).st_dev
-            digests = [source.sha256 for source in request.layers]
-            unproven = [
-                entry
-                for entry in entries
-                if not proof.proves(present.entries[entry.path], device, digests[backup.layers.get(entry.path, 0)])
-            ]
+    def differ(doubtful: list[Entry]) -> set[bytes]:
+        proof = index
+        if proof is None and len(doubtful) > _MANY_DOUBTFUL and place.stamps:
+            proof = read_index(state, place.path, alike=backup)
+        unproven = doubtful if proof is None else list(_unproven(doubtful, proof, present, request, backup, place))
         if not unproven:
             return set()
         with chain.opened(unproven) as layers:
@@ -264,6 +258,22 @@ def compare_with(
 
     plan = make_plan(chosen, target, differ=differ, comparison=comparison, untouchable=untouchable)
     return Compared(plan, chosen, target, comparison, untouchable, mounts)
+
+
+def _unproven(
+    doubtful: Sequence[Entry],
+    proof: Index,
+    present: Manifest,
+    request: CompareRequest,
+    backup: Manifest,
+    place: Place,
+) -> Iterator[Entry]:
+    """Yield the entries of which an index does not say that the directory has the bytes of the backup's layers."""
+    device = os.fstat(place.fd).st_dev
+    digests = [source.sha256 for source in request.layers]
+    for entry in doubtful:
+        if not proof.proves(present.entries[entry.path], device, digests[backup.layers.get(entry.path, 0)]):
+            yield entry
 
 
 def _as_captured(
@@ -277,7 +287,7 @@ def _as_captured(
     same_mounts = frozenset(tree.header.mounts) == place.boundaries >= frozenset(backup.header.mounts)
     if not left_out_alike or not same_mounts or tree.header.unstable or tree.header.device != now:
         return None
-    return _with_proven(backup, tree)
+    return tree
 
 
 def _walk_present(request: CompareRequest, backup: Manifest, place: Place, monitor: Monitor) -> Manifest:

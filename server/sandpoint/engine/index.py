@@ -3,12 +3,15 @@
 A backup's manifests keep the stamps of when each entry was first captured. Of files that were looked at since and
 found to be the same, only the index has those by which the next operation knows them without reading them again.
 
-It is a file of the state directory: a zstd frame with a checksum, of the MessagePack of `_File`. One that is missing
-or torn costs time and no more.
+It is a file of the state directory: zstd frames with checksums, each after its length (32 bits, big-endian), the first
+of `_Head` and the others of some entries each, in MessagePack. One that is missing or torn costs time and no more.
 """
 
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO
 
 import msgspec
 import zstandard
@@ -17,13 +20,16 @@ from sandpoint.engine.manifest import Entry, Header, Manifest
 from sandpoint.engine.state import State, write_over
 
 _LEVEL = 1
+_ENTRIES = 10_000
+"""In one frame: more are never unpacked at a time."""
+_LENGTH = struct.Struct(">I")
 
 
-class _File(msgspec.Struct, array_like=True, gc=False):
+class _Head(msgspec.Struct, array_like=True):
     manifests: tuple[str, ...]
     layers: tuple[str, ...]
     header: Header
-    entries: list[Entry]
+    entries: int
     places: dict[bytes, int]
 
 
@@ -57,23 +63,65 @@ class Index:
         )
 
 
-def read_index(state: State, directory: str) -> Index | None:
-    """Return the index of a directory, if there is one."""
+def read_index(state: State, directory: str, *, alike: Manifest | None = None) -> Index | None:
+    """Return the index of a directory, if there is one.
+
+    Args:
+        state: Where it is kept.
+        directory: Which.
+        alike: Another manifest of the directory. The very entries of it are returned where stamps prove that they are
+            the same, so that both take the memory of one.
+    """
+    entries: dict[bytes, Entry] = {}
     try:
         with open(state.index_path(directory), "rb") as file:
-            content = zstandard.decompress(file.read())
-        found = msgspec.msgpack.decode(content, type=_File)
-    except (OSError, zstandard.ZstdError, msgspec.MsgspecError):
+            frames = _frames(file)
+            head = msgspec.msgpack.decode(next(frames), type=_Head)
+            proven = _proven(alike, head.header.device)
+            for frame in frames:
+                for entry in msgspec.msgpack.decode(frame, type=list[Entry]):
+                    entries[entry.path] = proven(entry)
+    except (OSError, StopIteration, zstandard.ZstdError, msgspec.MsgspecError):
         return None
-    tree = Manifest(found.header, {entry.path: entry for entry in found.entries}, found.places)
-    return Index(found.manifests, found.layers, tree)
+    if len(entries) != head.entries:
+        return None
+    return Index(head.manifests, head.layers, Manifest(head.header, entries, head.places))
+
+
+def _frames(file: IO[bytes]) -> Iterator[bytes]:
+    while length := file.read(_LENGTH.size):
+        yield zstandard.decompress(file.read(*_LENGTH.unpack(length.ljust(_LENGTH.size, b"\0"))))
+
+
+def _proven(alike: Manifest | None, device: int) -> Callable[[Entry], Entry]:
+    if alike is None or alike.header.device != device:
+        return lambda entry: entry
+    known, settled_before = alike.entries, alike.settled_before_ns
+
+    def same(entry: Entry) -> Entry:
+        other = known.get(entry.path)
+        if other is not None and other == entry and 0 < entry.ctime_ns < settled_before:
+            return other
+        return entry
+
+    return same
 
 
 def write_index(state: State, directory: str, index: Index) -> None:
     """Keep the index of a directory; without it the next operation only takes longer."""
     tree = index.tree
-    file = _File(index.manifests, index.layers, tree.header, list(tree.entries.values()), tree.layers)
-    packed = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(msgspec.msgpack.encode(file))
-    path = state.index_path(directory)
+    entries = list(tree.entries.values())
+    head = _Head(index.manifests, index.layers, tree.header, len(entries), tree.layers)
+
+    def frames() -> Iterator[bytes]:
+        yield _frame(head)
+        for start in range(0, len(entries), _ENTRIES):
+            yield _frame(entries[start : start + _ENTRIES])
+
     with suppress(OSError):
-        write_over(path, packed)
+        write_over(state.index_path(directory), frames())
+
+
+def _frame(part: object) -> bytes:
+    packed = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(msgspec.msgpack.encode(part))
+    return _LENGTH.pack(len(packed)) + packed

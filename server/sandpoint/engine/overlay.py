@@ -167,7 +167,7 @@ class Overlay:
     def note_capture(self, backup_id: str) -> None:
         """Note a backup of what it shows: without the note the next one holds all that was written to it."""
         with suppress(OSError):
-            write_over(self._captured, backup_id.encode())
+            write_over(self._captured, [backup_id.encode()])
 
     def is_written(self) -> bool:
         """Whether anything below its top was changed since it was mounted."""

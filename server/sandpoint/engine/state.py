@@ -17,7 +17,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from sandpoint.engine import linux, mounts, tools
@@ -90,7 +90,7 @@ class State:
         self.prepare()
         path = self._capture_note(directory)
         with suppress(OSError):
-            write_over(path, backup_id.encode())
+            write_over(path, [backup_id.encode()])
 
     def index_path(self, directory: str) -> str:
         """Return the path of the file for what a directory held at its last capture."""
@@ -191,11 +191,11 @@ def read_note(path: str) -> str | None:
         return None
 
 
-def write_over(path: str, content: bytes) -> None:
+def write_over(path: str, content: Iterable[bytes]) -> None:
     """Write a file whole, in place of what may be there; not durably: after a crash it may be torn."""
     partial = f"{path}.partial"
     with open(partial, "wb") as file:
-        file.write(content)
+        file.writelines(content)
     os.rename(partial, path)
 
 

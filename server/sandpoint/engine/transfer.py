@@ -175,7 +175,7 @@ def _note_checked(state: State, sha256: str, stamp: _Stamp) -> None:
         return
     state.prepare()
     with suppress(OSError):  # without the note it is read again next time
-        write_over(os.path.join(state.checked, sha256), msgspec.json.encode(stamp))
+        write_over(os.path.join(state.checked, sha256), [msgspec.json.encode(stamp)])
 
 
 def _was_checked(state: State, sha256: str, stamp: _Stamp) -> bool:
