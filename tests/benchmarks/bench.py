@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -14,12 +14,14 @@ from rich.console import Console
 
 from benchmarks import peers, report, rows, subject
 from benchmarks.plugin import PluginBench
-from benchmarks.rounds import MORE_ROUNDS, Contender, Samples, merge, take_turns
+from benchmarks.rounds import MORE_ROUNDS, REST_S, Contender, Samples, merge, take_turns
 from benchmarks.subject import Subject
 from benchmarks.tree import DEFAULT_FILES, Tree, generate
 from benchmarks.workspace import BUILD, workspace
 
 START_UPS = 3
+_SMALL_FILE = 4_000
+"""Bytes that no file of the large tree has: what is measured on it goes by their number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,18 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> report.Report:
-    sizes = rows.Sizes(options.backups, options.plugin_files, options.tests)
+    sizes = rows.Sizes(options.files, options.backups, options.series, options.plugin_files, options.tests)
     samples: Samples = {}
     versions: dict[str, str] = {}
     bench = None
     with workspace(options.dir) as space, asyncio.Runner() as runner:
         print(f"Working on {space.kind}.")
         if options.only != "plugin":
-            bench = Bench(space.path, runner, options)
+            bench = Bench(space.path, runner, sizes, options)
             samples |= bench.measure()
             versions |= peers.versions(peers=not options.without_peers)
         if options.only != "service":
-            samples |= PluginBench(os.path.join(space.path, "plugin"), sizes, options.rounds).measure()
+            plugin = PluginBench(os.path.join(space.path, "plugin"), sizes, rounds=options.rounds, rest=options.rest)
+            samples |= plugin.measure()
             versions |= {"Python": platform.python_version(), "pytest": pytest.__version__}
         return report.build(
             filesystem=space.kind,
@@ -65,16 +68,26 @@ def run(options: argparse.Namespace) -> report.Report:
 class Bench:
     """The service's part of one run in one workspace."""
 
-    def __init__(self, path: str, runner: asyncio.Runner, options: argparse.Namespace) -> None:
+    def __init__(self, path: str, runner: asyncio.Runner, sizes: rows.Sizes, options: argparse.Namespace) -> None:
         self.path = path
         self.runner = runner
+        self.sizes = sizes
         self.options = options
         self.with_peers = not options.without_peers
         self.tree, self.main = self._subject("main", options.files)
 
     def measure(self) -> Samples:
         """Series after series. Memory first: it reads the whole tree, and so warms the page cache."""
-        return merge(self.main.memory(), self._whole_trees(), self._overlays(), self._start_ups(), self._list())
+        whole = merge(self.main.memory(), self._whole_trees())
+        _, large = self._subject("large", self.sizes.large_files, shorter_than=_SMALL_FILE)
+        return merge(
+            whole,
+            large.memory_of_all(),
+            self._overlays(large),
+            self._start_ups(),
+            self._list(),
+            Subject(self.main.tree, self._folder("series"), self.runner).series(self.sizes.series),
+        )
 
     def _whole_trees(self) -> Samples:
         """All that reads or writes the whole tree, in turns; the targets get some rounds more."""
@@ -85,42 +98,46 @@ class Bench:
         if self.with_peers:
             for peer in (peers.copy, peers.restic, peers.borg, peers.shadow_git):
                 others += peer(tree, work)
-        return merge(take_turns([*targets, *others], self.options.rounds), take_turns(targets, MORE_ROUNDS))
+        turns = self._take_turns([*targets, *others], self.options.rounds), self._take_turns(targets, MORE_ROUNDS)
+        return merge(*turns, self.main.weights)
 
-    def _overlays(self) -> Samples:
+    def _overlays(self, large: Subject) -> Samples:
         if not self.main.can_overlay():
             print("This machine can mount no overlay: `sandpoint doctor` says why.")
             return {}
         _, small = self._subject("small", max(100, self.options.files // 10))
         small.create()
         rounds = self.options.rounds + MORE_ROUNDS
-        with _unmounted(self.main), _unmounted(small):
-            restores = take_turns(
+        with _unmounted(self.main), _unmounted(small), _unmounted(large):
+            restores = self._take_turns(
                 [
                     *self.main.overlays("restore_overlay", live=True),
                     *small.overlays("restore_overlay_small", live=False),
                     *self.main.overlay_creates("create_overlay"),
-                    *small.overlay_creates("create_overlay_small"),
+                    *large.overlay_creates("create_overlay_large"),
                 ],
                 rounds,
             )
-            return merge(restores, take_turns(self.main.chains(), rounds))
+            return merge(restores, self._take_turns(self.main.chains(), rounds))
 
     def _start_ups(self) -> Samples:
         _, few = self._subject("few", 100)
         for _ in range(START_UPS):
             few.create()
-        return take_turns(few.start_ups(), self.options.rounds + MORE_ROUNDS)
+        return self._take_turns(few.start_ups(), self.options.rounds + MORE_ROUNDS)
 
     def _list(self) -> Samples:
         _, many = self._subject("many", 100)
         print(f"A store of {self.options.backups:,} backups ...")
-        return take_turns(subject.lists(many, self.options.backups), self.options.rounds + MORE_ROUNDS)
+        return self._take_turns(subject.lists(many, self.options.backups), self.options.rounds + MORE_ROUNDS)
 
-    def _subject(self, name: str, files: int) -> tuple[Tree, Subject]:
+    def _take_turns(self, contenders: Iterable[Contender], rounds: int) -> Samples:
+        return take_turns(contenders, rounds, rest=self.options.rest)
+
+    def _subject(self, name: str, files: int, shorter_than: int | None = None) -> tuple[Tree, Subject]:
         folder = self._folder(name)
         tree = os.path.join(folder, "tree")
-        made = generate(tree, files)
+        made = generate(tree, files, shorter_than=shorter_than)
         print(f"A tree of {made.files:,} files in {made.directories:,} directories, {made.bytes / 1e6:.0f} MB.")
         return made, Subject(tree, folder, self.runner)
 
@@ -140,9 +157,16 @@ def _unmounted(of: Subject) -> Iterator[None]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=DEFAULT_FILES, help="of the generated tree (%(default)s)")
+    parser.add_argument(
+        "--files",
+        type=int,
+        default=DEFAULT_FILES,
+        help=f"of the generated tree (%(default)s), and {rows.TIMES_LARGER} times as many of a large one",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of the slow contenders (%(default)s)")
+    parser.add_argument("--rest", type=float, default=REST_S, help="seconds before each contender (%(default)s)")
     parser.add_argument("--backups", type=int, default=10_000, help="in the store that is listed (%(default)s)")
+    parser.add_argument("--series", type=int, default=200, help="backups whose store is weighed (%(default)s)")
     parser.add_argument("--plugin-files", type=int, default=12_000, help="of the plugin's tree (%(default)s)")
     parser.add_argument("--tests", type=int, default=1_000, help="empty ones, in a run of pytest (%(default)s)")
     parser.add_argument("--only", choices=get_args(rows.Part), help="measure the service or the pytest plugin alone")

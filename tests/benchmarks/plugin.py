@@ -34,10 +34,11 @@ _IMPORTS = Path(__file__).with_name("imports.py")
 class PluginBench:
     """The plugin's part of one run in one workspace."""
 
-    def __init__(self, path: str, sizes: Sizes, rounds: int) -> None:
+    def __init__(self, path: str, sizes: Sizes, *, rounds: int, rest: float) -> None:
         self.path = path
         self.sizes = sizes
         self.rounds = rounds
+        self.rest = rest
         self._refusal: str | None = None
 
     def measure(self) -> Samples:
@@ -87,7 +88,7 @@ class PluginBench:
     # -- roll-backs --
 
     def _rollbacks(self) -> Samples:
-        tree, larger = self._tree("tree", self.sizes.plugin_files), self._tree("larger", self.sizes.larger)
+        tree, larger = self._tree("tree", self.sizes.plugin_files), self._tree("larger", self.sizes.large_plugin_files)
         rounds = self.rounds + MORE_ROUNDS
         samples: Samples = {}
         for number in range(rounds):
@@ -106,12 +107,12 @@ class PluginBench:
     def _copytree(self, tree: str) -> float:
         """Copy the tree and remove the copy, as plugins do for each test that want it to have a tree of its own."""
         target = os.path.join(self.path, "copied")
-        settle()
+        settle(self.rest)
         start = time.perf_counter()
         shutil.copytree(tree, target, symlinks=True)
         shutil.rmtree(target)
         seconds = time.perf_counter() - start
-        settle()
+        settle(self.rest)
         return seconds
 
     def _rollback(self, strategy: str, tree: str, key: str, count: int) -> dict[str, float]:

@@ -123,11 +123,17 @@ def _cells(row: Measured, report: Report) -> list[str]:
     verdict = {True: "met", False: "MISSED", None: ""}[row["met"]]
     if row["median"] is None:
         return [_plain(row), "not on this machine", "", _limit(row), verdict]
-    ratio = ""
-    if row["ratio"] is not None:
-        names = {other["key"]: other for other in report["rows"]}
-        ratio = f"{_times(row['ratio'])} x {_short(names[row['against'] or ''])}"
-    return [_plain(row), _figure(row["median"], row["unit"]), ratio, _limit(row), verdict]
+    return [_plain(row), _figure(row["median"], row["unit"]), _compared(row, report), _limit(row), verdict]
+
+
+def _compared(row: Measured, report: Report) -> str:
+    if row["ratio"] is None or row["difference"] is None:
+        return ""
+    if row["held"] == "difference":
+        sign = "-" if row["difference"] < 0 else "+"
+        return f"{row['against']} {sign} {_figure(abs(row['difference']), row['unit'])}"
+    names = {other["key"]: other for other in report["rows"]}
+    return f"{_times(row['ratio'])} x {_short(names[row['against'] or ''])}"
 
 
 def _plain(row: Measured) -> str:
@@ -147,13 +153,14 @@ def _times(ratio: float) -> str:
 def _limit(row: Measured) -> str:
     for sign, limit in (("≤", row["at_most"]), ("≥", row["at_least"])):
         if limit is not None:
-            return f"{sign} {limit:,g} x" if row["against"] else f"{sign} {_figure(limit, row['unit'])}"
+            plus = "+ " if row["held"] == "difference" else ""
+            return f"{sign} {limit:,g} x" if row["held"] == "ratio" else f"{sign} {plus}{_figure(limit, row['unit'])}"
     return ""
 
 
 def _figure(value: float, unit: Unit) -> str:
     if unit == "bytes":
-        return f"{value / 1e6:.0f} MB"
+        return f"{value / 1e6:.0f} MB" if value >= 1e6 else f"{value / 1e3:.0f} KB"
     if value >= 1:
         return f"{value:.2f} s"
     digits = 0 if value >= 0.01 else 1 if value >= 0.001 else 2

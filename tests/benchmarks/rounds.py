@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-SETTLE_S = 1.0
+REST_S = 1.0
+"""What the kernel is given before each contender to free what the one before it has left."""
+
 MORE_ROUNDS = 2
 """Rounds that the targets get beyond those of the slow contenders."""
 
@@ -29,18 +31,18 @@ class Contender:
     after: Callable[[], object] = _nothing
 
 
-def take_turns(contenders: Iterable[Contender], rounds: int, say: Callable[[str], None] = print) -> Samples:
-    """Run all contenders round by round."""
+def take_turns(contenders: Iterable[Contender], rounds: int, *, rest: float) -> Samples:
+    """Run all contenders round by round, with so many seconds of rest before each."""
     contenders = tuple(contenders)
     samples: Samples = {contender.key: [] for contender in contenders}
     for number in range(rounds):
         _warm_up(contenders[0])
         for contender in contenders:
             contender.before()
-            seconds = _time(contender.run)
+            seconds = _time(contender.run, rest)
             contender.after()
             samples[contender.key].append(seconds)
-            say(f"round {number + 1}/{rounds}  {contender.key:<24} {seconds:9.3f} s")
+            print(f"round {number + 1}/{rounds}  {contender.key:<24} {seconds:9.3f} s")
     return samples
 
 
@@ -51,21 +53,21 @@ def _warm_up(first: Contender) -> None:
     first.after()
 
 
-def _time(operation: Callable[[], object]) -> float:
-    settle()
+def _time(operation: Callable[[], object], rest: float) -> float:
+    settle(rest)
     start = time.perf_counter()
     operation()
     return time.perf_counter() - start
 
 
-def settle() -> None:
+def settle(rest: float) -> None:
     """Wait until what went before is on the disk and the kernel has freed what it left.
 
     Otherwise that would be done at the expense of what comes next: whoever follows the removal of a whole tree
     would pay for a part of it.
     """
     os.sync()
-    time.sleep(SETTLE_S)
+    time.sleep(rest)
 
 
 def merge(*all_samples: Mapping[str, Sequence[float]]) -> Samples:

@@ -1,13 +1,16 @@
 """The rows of the table: what is measured, what it is compared with, and the limits it is held to."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from operator import sub, truediv
 from typing import Literal, TypedDict
 
 from benchmarks.rounds import median
 
 Unit = Literal["s", "bytes"]
 Part = Literal["service", "plugin"]
+Held = Literal["figure", "ratio", "difference"]
+"""What a limit is on: the figure itself, or how it compares with that of another row."""
 
 TIMES_LARGER = 10
 
@@ -16,19 +19,26 @@ TIMES_LARGER = 10
 class Sizes:
     """How much some rows are measured on, for their names."""
 
+    files: int
     backups: int
+    series: int
     plugin_files: int
     tests: int
 
     @property
-    def larger(self) -> int:
+    def large_files(self) -> int:
+        """The files of the service's large tree."""
+        return self.files * TIMES_LARGER
+
+    @property
+    def large_plugin_files(self) -> int:
         """The files of the plugin's larger tree."""
         return self.plugin_files * TIMES_LARGER
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. The limits are on the ratio where there is an `against`, else on the figure itself."""
+    """One figure. Unless `limit_on` says otherwise, the limits are on the ratio where there is an `against`."""
 
     key: str
     what: str
@@ -36,8 +46,13 @@ class Row:
     against: str | None = None
     at_most: float | None = None
     at_least: float | None = None
+    limit_on: Held | None = None
     unit: Unit = "s"
     peer: bool = False
+
+    @property
+    def held(self) -> Held:
+        return self.limit_on or ("figure" if self.against is None else "ratio")
 
     @property
     def is_target(self) -> bool:
@@ -59,22 +74,27 @@ class Measured(TypedDict):
     median: float | None
     against: str | None
     ratio: float | None
+    difference: float | None
     at_most: float | None
     at_least: float | None
+    held: Held
     met: bool | None
 
 
 _FIRST = "first backup"
 _AGAIN = "backup again, nothing changed"
 _RESTORE = "restore"
+_SERIES = "{sizes.series:,} backups, 20 files changed between each"
 _REST = "listing, start-up, memory"
 _PLUGIN = "pytest plugin, tests that write 10 files"
 _UNUSED = "pytest plugin, installed and unused"
 _MEMORY_LIMIT = 250e6
+_LARGE_MEMORY_LIMIT = 600e6
 CHAIN = 16
 """Layers of the longest chain that is measured."""
 _TREE = "tree of {sizes.plugin_files:,} files"
-_LARGER = "tree of {sizes.larger:,} files"
+_LARGER = "tree of {sizes.large_plugin_files:,} files"
+_LARGE = "{sizes.large_files:,} files"
 
 ROWS = (
     Row("mksquashfs", "raw mksquashfs, same options", _FIRST),
@@ -85,9 +105,28 @@ ROWS = (
     Row("cp", "cp -a", _FIRST, "create", peer=True),
     Row("git_again", "shadow git (add -A, commit)", _AGAIN, peer=True),
     Row("create_again", "**Sandpoint**", _AGAIN, "git_again", at_most=2),
-    Row("create_changed", "**Sandpoint**, 20 files changed", _AGAIN, "create_again"),
+    Row(
+        "create_changed", "**Sandpoint**, 20 files changed", _AGAIN, "create_again", at_most=0.1, limit_on="difference"
+    ),
+    Row("changed_bytes", "contents of the changed files, zstd 1 in one stream", _AGAIN, unit="bytes"),
+    Row(
+        "changed_layer",
+        "**Sandpoint**, new layer of 20 files changed",
+        _AGAIN,
+        "changed_bytes",
+        at_most=64e3,
+        limit_on="difference",
+        unit="bytes",
+    ),
     Row("create_overlay", "**Sandpoint**, 20 files changed on its overlay", _AGAIN, at_most=0.06),
-    Row("create_overlay_small", "the same, a tenth of the tree", _AGAIN, at_most=0.06),
+    Row(
+        "create_overlay_large",
+        f"the same, tree of {_LARGE}",
+        _AGAIN,
+        "create_overlay",
+        at_most=0.06,
+        limit_on="figure",
+    ),
     Row("restic_again", "restic", _AGAIN, "create_again", at_least=5, peer=True),
     Row("borg_again", "borg (zstd,1)", _AGAIN, "create_again", at_least=5, peer=True),
     Row("unsquashfs", "unsquashfs of the whole tree", _RESTORE),
@@ -99,12 +138,27 @@ ROWS = (
     Row("restore_overlay_small", "**Sandpoint**, overlay, a tenth of the tree", _RESTORE, at_most=0.1),
     Row("restore_overlay_chain", f"**Sandpoint**, overlay of a chain of {CHAIN}", _RESTORE, at_most=0.1),
     Row("restore_overlay_live", "**Sandpoint**, overlay over a live one", _RESTORE),
+    Row("series_least", "the first of them, and the bytes changed since, zstd 1", _SERIES, unit="bytes"),
+    Row("series_store", "**Sandpoint**, store", _SERIES, "series_least", at_most=1.2, unit="bytes"),
+    Row("series_pruned", "the same after prune", _SERIES, "series_least", at_most=1.2, unit="bytes"),
     Row("list", "list of the 20 newest backups of {sizes.backups:,}", _REST, at_most=0.3),
     Row("start_help", "sandpoint --help, whole process", _REST, at_most=0.4),
     Row("start_list", "sandpoint list, whole process", _REST, at_most=0.4),
     Row("memory_create", "peak memory, full create", _REST, at_most=_MEMORY_LIMIT, unit="bytes"),
     Row("memory_restore", "peak memory, copy restore with undo", _REST, at_most=_MEMORY_LIMIT, unit="bytes"),
     Row("memory_restore_new", "peak memory, copy into an empty directory", _REST, unit="bytes"),
+    *(
+        Row(f"memory_large_{key}", f"peak memory, {what}, {_LARGE}", _REST, at_most=_LARGE_MEMORY_LIMIT, unit="bytes")
+        for key, what in (
+            ("create", "full create"),
+            ("again", "create, nothing changed"),
+            ("changed", "create, 20 files changed"),
+            ("restore", "copy restore with undo"),
+            ("overlay", "overlay restore"),
+            ("create_overlay", "create on the overlay"),
+        )
+    ),
+    Row("memory_large_mksquashfs", f"peak memory of mksquashfs in a full create, {_LARGE}", _REST, unit="bytes"),
     Row("copytree", f"copytree + rmtree, {_TREE}", _PLUGIN, "rollback_overlay", at_least=1000),
     Row("rollback_overlay", f"**rollback** by overlay, {_TREE}", _PLUGIN, at_most=0.0005),
     Row("rollback_overlay_larger", f"**rollback** by overlay, {_LARGER}", _PLUGIN, at_most=0.0005),
@@ -118,12 +172,20 @@ ROWS = (
     Row("plugin_import", "import of the plugin", _UNUSED, at_most=0.03),
 )
 
+_PEERS = frozenset(row.key for row in ROWS if row.peer)
+_WITHOUT_PEERS = tuple(
+    replace(row, against=None, at_most=None, at_least=None) if row.against in _PEERS else row
+    for row in ROWS
+    if not row.peer
+)
+"""Where no peers are measured, nothing is held to them."""
+
 
 def measure(
     samples: Mapping[str, Sequence[float]], *, peers: bool, sizes: Sizes, only: Part | None = None
 ) -> list[Measured]:
     """Bring the samples into rows, with ratios and verdicts. What could not be measured has no figure."""
-    rows = [row for row in ROWS if (peers or not row.peer) and only in {row.part, None}]
+    rows = [row for row in (ROWS if peers else _WITHOUT_PEERS) if only in {row.part, None}]
     return list(_measure(samples, rows, sizes))
 
 
@@ -131,22 +193,32 @@ def _measure(samples: Mapping[str, Sequence[float]], rows: Iterable[Row], sizes:
     medians = {key: median(values) for key, values in samples.items() if values}
     for row in rows:
         value = medians.get(row.key)
-        ratio = _ratio(samples.get(row.key, ()), samples.get(row.against or "", ()))
+        compared = samples.get(row.key, ()), samples.get(row.against or "", ())
+        figures: dict[Held, float | None] = {
+            "figure": value,
+            "ratio": _by_round(truediv, *compared),
+            "difference": _by_round(sub, *compared),
+        }
         fields = asdict(row) | {
             "what": row.what.format(sizes=sizes),
+            "group": row.group.format(sizes=sizes),
             "samples": list(samples.get(row.key, ())),
             "median": value,
-            "ratio": ratio,
-            "met": _is_met(row, ratio if row.against else value),
+            "ratio": figures["ratio"],
+            "difference": figures["difference"],
+            "held": row.held,
+            "met": _is_met(row, figures[row.held]),
         }
         yield Measured(**{name: fields[name] for name in Measured.__annotations__})  # type: ignore[typeddict-item]
 
 
-def _ratio(values: Sequence[float], against: Sequence[float]) -> float | None:
+def _by_round(
+    compare: Callable[[float, float], float], values: Sequence[float], against: Sequence[float]
+) -> float | None:
     # Round by round, and then the median: the load of a shared machine changes from round to round, and not all
     # contenders take part in all of them.
-    ratios = [value / other for value, other in zip(values, against, strict=False)]
-    return median(ratios) if ratios else None
+    compared = [compare(value, other) for value, other in zip(values, against, strict=False)]
+    return median(compared) if compared else None
 
 
 def _is_met(row: Row, figure: float | None) -> bool | None:

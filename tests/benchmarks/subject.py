@@ -4,12 +4,18 @@ import asyncio
 import json
 import os
 import random
+import stat
 import sys
+import time
 import uuid
+import zlib
 from collections.abc import Coroutine, Iterator
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+
+import zstandard
 
 from benchmarks.rounds import Contender, Samples, command, remove
 from benchmarks.rows import CHAIN
@@ -18,6 +24,9 @@ from sandpoint.service import BackupService, open_service
 from sandpoint.settings import Settings
 
 CHANGES = 20
+CHECKED = 4
+"""Backups of a series that are restored at its end."""
+
 _MEMORY = Path(__file__).with_name("memory.py")
 
 Result = TypeVar("Result")
@@ -34,7 +43,10 @@ class Subject:
         self.settings = Settings(store=store.as_uri(), state_dir=os.path.join(work, "state"), allowed_dirs=None)
         self.service = open_service(self.settings)
         self.backup: Backup | None = None
+        self.weights: Samples = {"changed_bytes": [], "changed_layer": []}
         self._extra: str | None = None
+        self._extra_bytes = 0
+        self._changed: list[str] = []
         self._runner = runner
         self._random = random.Random(20)
 
@@ -53,7 +65,7 @@ class Subject:
     def creates(self) -> Iterator[Contender]:
         yield Contender("create", before=self._forget, run=self.create)
         yield Contender("create_again", run=self._create_again, after=self._drop_extra)
-        yield Contender("create_changed", before=self.change, run=self._create_again, after=self._drop_extra)
+        yield Contender("create_changed", before=self.change, run=self._create_again, after=self._weigh_extra)
 
     def create(self) -> None:
         self.backup = self.do(self.service.create(self.tree, name="bench", full=True))
@@ -65,7 +77,18 @@ class Subject:
             self.backup = None
 
     def _create_again(self) -> None:
-        self._extra = self.do(self.service.create(self.tree, name="again")).id
+        made = self.do(self.service.create(self.tree, name="again"))
+        self._extra, self._extra_bytes = made.id, made.size_bytes
+
+    def _weigh_extra(self) -> None:
+        self.weights["changed_bytes"].append(float(self._changed_bytes()))
+        self.weights["changed_layer"].append(float(self._extra_bytes))
+        self._drop_extra()
+
+    def _changed_bytes(self) -> int:
+        """Return the size of all contents of the files last changed, compressed by the engine's compressor at its
+        level without any format around them: less than a file of any format could hold them in."""
+        return len(zstandard.compress(b"".join(Path(path).read_bytes() for path in self._changed), 1))
 
     def _drop_extra(self) -> None:
         if self._extra is not None:
@@ -83,14 +106,35 @@ class Subject:
 
     def change(self) -> None:
         """Edit 12 files, delete 4 and add 4, wherever they are."""
-        files = sorted(path for path in Path(self.tree).rglob("*.js") if not path.is_symlink())
-        chosen = self._random.sample(files, CHANGES)
-        for path in chosen[:12]:
-            path.write_bytes(path.read_bytes() + b"// edited\n")
-        for path in chosen[12:16]:
-            path.unlink()
-        for path in chosen[16:]:
-            path.with_suffix(".new").write_text("new\n")
+        chosen = self._choose(CHANGES)
+        edited, deleted, beside = chosen[:12], chosen[12:16], chosen[16:]
+        for path in edited:
+            with open(path, "ab") as file:
+                file.write(b"// edited\n")
+        for path in deleted:
+            os.unlink(path)
+        added = [path.removesuffix(".js") + ".new" for path in beside]
+        for path in added:
+            Path(path).write_text("new\n")
+        self._changed = [*edited, *added]
+
+    def _choose(self, number: int) -> list[str]:
+        """Choose files among those that were there at first and are still there."""
+        chosen: list[str] = []
+        while len(chosen) < number:
+            path = self._random.choice(self._files)
+            if path not in chosen and os.path.lexists(path):
+                chosen.append(path)
+        return chosen
+
+    @cached_property
+    def _files(self) -> list[str]:
+        return sorted(
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(self.tree)
+            for name in names
+            if name.endswith(".js")
+        )
 
     def _copy(self) -> None:
         result = self.do(self.service.restore(self.id(), mode="copy", undo=False))
@@ -162,6 +206,48 @@ class Subject:
         if os.path.ismount(self.tree):
             self.do(self.service.unmount(self.tree, undo=False))
 
+    # -- many backups --
+
+    def series(self, backups: int) -> Samples:
+        """Bytes of the store after so many backups, between each of which 20 files change.
+
+        Some are verified and restored at the end.
+
+        Raises:
+            RuntimeError: One of those is damaged, or does not bring back what there was.
+        """
+        self.create()
+        least = self._stored_bytes()
+        kept: dict[str, int] = {}
+        start = time.perf_counter()
+        for number in range(2, backups + 1):
+            self.change()
+            least += self._changed_bytes()
+            backup = self.do(self.service.create(self.tree, name="series"))
+            if number % max(1, backups // CHECKED) == 0:
+                kept[backup.id] = fingerprint(self.tree)
+                print(f"backup {number}/{backups}  {(time.perf_counter() - start) / (number - 1):9.3f} s each")
+        whole = self._stored_bytes()
+        self.do(self.service.prune())
+        for backup_id, seen in reversed(kept.items()):
+            self._check_kept(backup_id, seen)
+        return {
+            "series_least": [float(least)],
+            "series_store": [float(whole)],
+            "series_pruned": [float(self._stored_bytes())],
+        }
+
+    def _check_kept(self, backup_id: str, seen: int) -> None:
+        verified = self.do(self.service.verify(backup_id))
+        if not verified.ok:
+            raise RuntimeError(f"a backup of the series is damaged: {verified.problem}")
+        self.do(self.service.restore(backup_id, mode="copy", undo=False))
+        if fingerprint(self.tree) != seen:
+            raise RuntimeError(f"backup {backup_id} of the series did not bring the tree back")
+
+    def _stored_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.backups.parent.rglob("*") if path.is_file())
+
     # -- processes --
 
     def environment(self) -> dict[str, str]:
@@ -189,9 +275,42 @@ class Subject:
             "memory_restore_new": [float(anew["peak_bytes"])],
         }
 
+    def memory_of_all(self) -> Samples:
+        """Peak bytes of a process for each operation whose cost may follow the size of the tree."""
+        os.sync()  # where a full create cannot write all out in time, the next one compares all contents
+        created = self._peak("create", self.tree)
+        self.backup = Backup.model_validate_json(json.dumps(created["backup"]))
+        answers = {"create": created, "again": self._peak("again", self.tree)}
+        self.change()
+        answers["changed"] = self._peak("again", self.tree)
+        self.change()
+        answers["restore"] = self._peak("restore", self.id())
+        if self.can_overlay():
+            answers["overlay"] = self._peak("overlay", self.id())
+            self.change()
+            answers["create_overlay"] = self._peak("again", self.tree)
+            self.unmount()
+        samples = {f"memory_large_{key}": [float(answer["peak_bytes"])] for key, answer in answers.items()}
+        return samples | {"memory_large_mksquashfs": [float(created["tools_peak_bytes"])]}
+
     def _peak(self, *arguments: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(command([sys.executable, str(_MEMORY), *arguments], self.environment()))
         return answer
+
+
+def fingerprint(tree: str) -> int:
+    """Return a check sum of all that a backup of a tree shall bring back."""
+    found = 0
+    for folder, folders, names in os.walk(tree):
+        folders.sort()
+        for path in (folder, *(os.path.join(folder, name) for name in sorted(names))):
+            status = os.lstat(path)
+            found = zlib.crc32(repr((path, status.st_mode, status.st_mtime_ns)).encode(), found)
+            if stat.S_ISLNK(status.st_mode):
+                found = zlib.crc32(os.fsencode(os.readlink(path)), found)
+            elif stat.S_ISREG(status.st_mode):
+                found = zlib.crc32(Path(path).read_bytes(), found)
+    return found
 
 
 def lists(subject: Subject, backups: int) -> Iterator[Contender]:

@@ -53,16 +53,25 @@ class Tree:
     bytes: int = 0
 
 
-def generate(root: str, files: int = DEFAULT_FILES, seed: int = SEED) -> Tree:
-    """Make a tree of so many files in a new directory."""
-    return _Generator(root, files, seed).run()
+def generate(root: str, files: int = DEFAULT_FILES, seed: int = SEED, *, shorter_than: int | None = None) -> Tree:
+    """Make a tree of so many files in a new directory.
+
+    Args:
+        root: The directory.
+        files: How many.
+        seed: Of all that is random.
+        shorter_than: Make files of sizes spread evenly below this: a large tree is made sooner. (A single size for
+            all would be sooner still, but mksquashfs compares all files of one size with one another.)
+    """
+    return _Generator(root, files, seed, shorter_than).run()
 
 
 class _Generator:
-    def __init__(self, root: str, files: int, seed: int) -> None:
+    def __init__(self, root: str, files: int, seed: int, shorter_than: int | None) -> None:
         self.random = random.Random(seed)
         self.root = root
         self.files = files
+        self.shorter_than = shorter_than
         self.tree = Tree()
         self.directories = [root]
         self.packages: list[str] = []
@@ -126,7 +135,7 @@ class _Generator:
             self._file(folder, f"{self.random.choice(_WORDS)}-{number}{ending}", size, b"'use strict';\n", mode)
 
     def _file(self, folder: str, name: str, size: int, head: bytes, mode: int) -> None:
-        size = min(_LONGEST, size)
+        size = min(_LONGEST, size) if self.shorter_than is None else self.random.randrange(self.shorter_than)
         content = head + self._text(size) if head else self.random.randbytes(size)
         self._write(os.path.join(folder, name), content, mode)
 

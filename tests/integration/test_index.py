@@ -11,7 +11,7 @@ import pytest
 
 from helpers.place import Place
 from helpers.trees import assert_same, build_small, list_tree, write
-from sandpoint.engine import capture, compare
+from sandpoint.engine import capture_deltas, compare
 from sandpoint.engine.contents import Roots, differing
 from sandpoint.engine.index import read_index, write_index
 from sandpoint.engine.manifest import CLOCK_GRAIN_NS, Entry, Manifest
@@ -29,7 +29,7 @@ class Reads:
             self.paths += [entry.path for entry in files]
             return differing(first, second, files, check, **options)
 
-        monkeypatch.setattr(capture, "differing", counted)
+        monkeypatch.setattr(capture_deltas, "differing", counted)
         monkeypatch.setattr(compare, "differing", counted)
 
 

@@ -255,7 +255,7 @@ def test_a_create_cancelled_after_its_walk_leaves_no_mksquashfs_running(
                 anyio.from_thread.run_sync(scope.cancel, token=loop)
                 return manifest
 
-            monkeypatch.setattr("sandpoint.engine.capture.walk_tree", walk_and_cancel)
+            monkeypatch.setattr("sandpoint.engine.capture_full.walk_tree", walk_and_cancel)
             await live.service.create(str(live.tree))
 
     anyio.run(run)

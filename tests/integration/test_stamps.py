@@ -12,7 +12,7 @@ import pytest
 from helpers.place import Place
 from helpers.trees import assert_same, list_tree, write
 from sandpoint import BackupExpiredError
-from sandpoint.engine import capture
+from sandpoint.engine import place as places
 
 SETTLED_S = 0.1
 
@@ -31,7 +31,7 @@ def test_a_write_through_a_mapping_is_found(place: Place) -> None:
 
 
 def test_where_the_filesystem_does_not_settle_bytes_are_compared(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "_SETTLE_WAIT_S", 0.0)
+    monkeypatch.setattr(places, "_SETTLE_WAIT_S", 0.0)
     monkeypatch.setattr("sandpoint.engine.linux.sync_filesystem", lambda fd, path: time.sleep(0.3))
     write(place.tree / "mapped", b"a" * 8192)
     with (place.tree / "mapped").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:

@@ -31,6 +31,7 @@ def beside(work: Callable[[Check], Result], check: Check) -> Iterator[Callable[[
         future = pool.submit(work, stop)
 
         def result() -> Result:
+            check()
             while not future.done():
                 wait([future], _CHECK_EVERY_S)
                 check()

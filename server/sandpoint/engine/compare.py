@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from sandpoint.engine import tools, transfer
-from sandpoint.engine.capture import Place, opened_place
 from sandpoint.engine.chain import Chain
 from sandpoint.engine.contents import Roots, always, differing
 from sandpoint.engine.differences import Difference, Side, describe, differences, turned
@@ -15,6 +14,7 @@ from sandpoint.engine.ignore import GitError, Rules, git_ignored
 from sandpoint.engine.index import Index, read_index
 from sandpoint.engine.inplace import Compared
 from sandpoint.engine.manifest import Entry, Manifest, display, paths_named
+from sandpoint.engine.place import Place, opened_place
 from sandpoint.engine.plan import Comparison, Plan, ancestors, make_plan, select, without
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Check, Monitor

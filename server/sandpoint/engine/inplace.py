@@ -11,9 +11,9 @@ import msgspec
 from sandpoint.engine import linux
 from sandpoint.engine.apply import apply_plan, prepare_staged
 from sandpoint.engine.attributes import adjust
-from sandpoint.engine.capture import Place
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.manifest import Manifest, display
+from sandpoint.engine.place import Place
 from sandpoint.engine.plan import Comparison, Plan
 from sandpoint.engine.state import staging_folder
 from sandpoint.engine.tools import Monitor

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from operator import ge
-from typing import Annotated
+from typing import IO, Annotated
 
 import msgspec
 import zstandard
@@ -147,7 +147,9 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
         """The content of its file."""
         header = msgspec.msgpack.encode(self.header)
         entries = msgspec.msgpack.encode(list(self.entries.values()))
-        return zstandard.compress(MAGIC + struct.pack(">I", len(header)) + header + entries, 3)
+        parts = (MAGIC, struct.pack(">I", len(header)), header, entries)
+        packer = zstandard.ZstdCompressor(3).compressobj(size=sum(map(len, parts)))
+        return b"".join([*map(packer.compress, parts), packer.flush()])
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Manifest":
@@ -248,14 +250,17 @@ def as_proven(entry: Entry, manifest: Manifest, device: int) -> Entry:
     return msgspec.structs.replace(entry, ctime_ns=0, ino=0)
 
 
-def read_header(content: bytes) -> Header:
-    """Read only the header of a manifest file's content, whatever the number of its entries.
+def read_header(source: bytes | IO[bytes]) -> Header:
+    """Read only the header of a manifest file, whatever the number of its entries.
+
+    Args:
+        source: The open file, or its content.
 
     Raises:
         BackupIntegrityError: It is no manifest.
     """
     try:
-        with zstandard.ZstdDecompressor().stream_reader(content) as stream:
+        with zstandard.ZstdDecompressor().stream_reader(source, closefd=False) as stream:
             if stream.read(len(MAGIC)) != MAGIC:
                 raise ValueError("it does not begin as a manifest does")
             (length,) = struct.unpack(">I", stream.read(4))

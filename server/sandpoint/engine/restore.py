@@ -11,13 +11,13 @@ from sandpoint.engine import transfer
 from sandpoint.engine.apply import Holders, staging_list
 from sandpoint.engine.attributes import adjust
 from sandpoint.engine.beside import beside
-from sandpoint.engine.capture import opened_place
 from sandpoint.engine.chain import Chain
 from sandpoint.engine.compare import compare_with, explained, fetch_layers, read_manifest
 from sandpoint.engine.copies import make_node
 from sandpoint.engine.directory import create_directory, remove_directories
 from sandpoint.engine.inplace import carry_out, refuse_conflicts
 from sandpoint.engine.manifest import ACL_PREFIX, Entry, Header, display, has_acl, read_header
+from sandpoint.engine.place import opened_place
 from sandpoint.engine.plan import Comparison
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
@@ -93,8 +93,9 @@ def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | 
     if kind is None:
         _, reason = overlays.available_kind(state, in_turn=True)
         raise BackupRestoreError(f"this machine cannot mount overlays ({reason}); use mode 'copy'")
-    manifests = [transfer.fetch_bytes(source) for source in request.manifests]
-    header = read_header(manifests[-1])
+    manifests = [transfer.fetch(source, state, monitor.check, reread=False) for source in request.manifests]
+    with open(manifests[-1], "rb") as file:
+        header = read_header(file)
     if kind == "fuse" and len(request.layers) > 1 and header.hardlinks:
         raise BackupRestoreError(
             "fuse-overlayfs gives files of different layers the same inode numbers, and this backup has several layers "

@@ -18,13 +18,13 @@ from functools import cached_property
 import msgspec
 
 from sandpoint.engine import linux
-from sandpoint.engine.capture import Place, opened_place, settle
 from sandpoint.engine.contents import same_bytes
 from sandpoint.engine.copies import copy_content, open_regular, stage
 from sandpoint.engine.directory import create_directory
 from sandpoint.engine.ignore import Rules
 from sandpoint.engine.inplace import Compared, carry_out, is_closed, open_up, refuse_conflicts
 from sandpoint.engine.manifest import Entry, Manifest, display
+from sandpoint.engine.place import Place, opened_place, settle
 from sandpoint.engine.plan import Comparison, Plan, make_plan, without
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor

@@ -73,14 +73,12 @@ def send(grant: PathGrant, stored: StoredFile, state: State) -> None:
     try:
         os.rename(unfinished(grant), grant.path)
         sync_directory(os.path.dirname(grant.path))
-        stamp = _stamp_of(grant.path)
     except OSError as error:
         raise StoreUnavailableError(f"the store cannot keep {grant.path}: {error.strerror}") from error
-    if stamp is not None and stamp.size == stored.size:
-        _note_checked(state, stored.sha256, stamp)
+    _note_sent(grant, stored, state)
 
 
-def send_bytes(grant: PathGrant, content: bytes) -> StoredFile:
+def send_bytes(grant: PathGrant, content: bytes, state: State) -> StoredFile:
     """Put a small file into its place, whole and durably.
 
     Raises:
@@ -90,7 +88,9 @@ def send_bytes(grant: PathGrant, content: bytes) -> StoredFile:
         write_new(grant.path, content)
     except OSError as error:
         raise StoreUnavailableError(f"the store cannot keep {grant.path}: {error.strerror}") from error
-    return StoredFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    stored = StoredFile(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    _note_sent(grant, stored, state)
+    return stored
 
 
 def fetch(source: Source, state: State, check: Check, *, reread: bool) -> str:
@@ -168,6 +168,12 @@ def _stamp_of(path: str) -> _Stamp | None:
     except OSError:
         return None
     return _Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _note_sent(grant: PathGrant, stored: StoredFile, state: State) -> None:
+    stamp = _stamp_of(grant.path)
+    if stamp is not None and stamp.size == stored.size:
+        _note_checked(state, stored.sha256, stamp)
 
 
 def _note_checked(state: State, sha256: str, stamp: _Stamp) -> None:

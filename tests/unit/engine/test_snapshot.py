@@ -34,7 +34,8 @@ from helpers.changes import (
 from helpers.engine import Stopped
 from helpers.place import bind, mounted, tmpfs
 from helpers.trees import Listing, assert_same, build_small, build_zoo, inodes, list_tree, write
-from sandpoint.engine import capture, linux
+from sandpoint.engine import linux
+from sandpoint.engine import place as places
 from sandpoint.engine.snapshot import Snapshot, Snapshots
 from sandpoint.engine.state import State
 from sandpoint.errors import BackupCreateError, BackupIntegrityError, BackupRestoreError, InvalidBackupConfigError
@@ -296,7 +297,7 @@ def test_snapshots_share_what_did_not_change(place: Place) -> None:
 
 
 def test_a_settled_file_is_not_even_read_for_the_next_snapshot(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "_SETTLE_WAIT_S", 60.0)  # the machine's disk may be busy
+    monkeypatch.setattr(places, "_SETTLE_WAIT_S", 60.0)  # the machine's disk may be busy
     build_varied(place.tree)
     wait_until_settled(place.tree)
     first, _ = place.take()

@@ -100,19 +100,21 @@ def test_what_cannot_be_sealed_is_an_os_error(tmp_path: Path) -> None:
         sealed()
 
 
-def test_a_small_file_is_sent_whole_and_once(tmp_path: Path) -> None:
-    grant = PathGrant(path=str(tmp_path / "manifest.zst"))
-    assert transfer.send_bytes(grant, CONTENT) == StoredFile(size=len(CONTENT), sha256=SHA256)
+def test_a_small_file_is_sent_whole_and_once(tmp_path: Path, state: State) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    grant = PathGrant(path=str(folder / "manifest.zst"))
+    assert transfer.send_bytes(grant, CONTENT, state) == StoredFile(size=len(CONTENT), sha256=SHA256)
     with pytest.raises(StoreUnavailableError, match=r"the store cannot keep .*manifest\.zst: File exists"):
-        transfer.send_bytes(grant, b"other")
+        transfer.send_bytes(grant, b"other", state)
     assert Path(grant.path).read_bytes() == CONTENT
-    assert os.listdir(tmp_path) == ["manifest.zst"]
+    assert os.listdir(folder) == ["manifest.zst"]
 
 
 def test_a_store_that_went_away_is_said(tmp_path: Path, state: State) -> None:
     grant = PathGrant(path=str(tmp_path / "gone" / "data.sqsh"))
     with pytest.raises(StoreUnavailableError, match="No such file"):
-        transfer.send_bytes(grant, CONTENT)
+        transfer.send_bytes(grant, CONTENT, state)
     with pytest.raises(StoreUnavailableError, match="No such file"):
         transfer.send(grant, StoredFile(size=1, sha256=SHA256), state)
 

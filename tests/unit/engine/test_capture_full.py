@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers.engine import opened, walk
-from sandpoint.engine.capture import _otherwise_linked
+from sandpoint.engine.capture_full import _otherwise_linked
 
 
 def build(root: Path, linked: dict[str, str]) -> None:

@@ -1,0 +1,224 @@
+"""Capture of what has changed: since a backup of the same directory, or on an overlay of ours."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import takewhile
+
+import msgspec
+
+from sandpoint.engine import transfer
+from sandpoint.engine.chain import Chain
+from sandpoint.engine.contents import always, differing
+from sandpoint.engine.delta import Delta, build
+from sandpoint.engine.ignore import Rules, git_ignored
+from sandpoint.engine.index import read_index
+from sandpoint.engine.made import ATTEMPTS, Made, covered, made_of
+from sandpoint.engine.manifest import Entry, Header, Manifest, layers_with, read_header
+from sandpoint.engine.overlay import Overlay, shown_by
+from sandpoint.engine.place import Place
+from sandpoint.engine.plan import Comparison, make_plan
+from sandpoint.engine.state import State
+from sandpoint.engine.tools import Monitor
+from sandpoint.engine.upper import Changed, Past, changed_since, delta_manifest, made_anew
+from sandpoint.engine.walk import beyond_squashfs, walk_tree
+from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
+from sandpoint.models import CaptureRequest, Parent, StoredFile
+
+_FEW_ENTRIES, _MANY_ENTRIES = 500, 5000
+_FEW_BYTES = 1 << 20
+"""So many may be in a delta, whatever the size of the tree, and in no case more: a tar stream takes mksquashfs more
+than in proportion (20 entries 9 ms, 64,000 half a minute)."""
+
+
+def capture_delta(request: CaptureRequest, place: Place, state: State, work: str, monitor: Monitor) -> Made | None:
+    """Capture what changed since the parent; None where a full layer is better."""
+    parent = request.parent
+    if parent is None:
+        return None
+    try:
+        layers, manifests = (
+            [transfer.fetch(source, state, monitor.check, reread=False) for source in sources]
+            for sources in (parent.layers, parent.manifests)
+        )
+        if place.overlay is not None:
+            return _capture_upper(request, parent, place.overlay, manifests[-1], layers, place, work, monitor)
+        if not place.stamps:
+            return None  # every file would have to be compared with the layers, which takes longer than a full capture
+        index = read_index(state, request.dir)
+        if index is None or index.manifests != tuple(source.sha256 for source in parent.manifests):
+            whole = Manifest.from_chain([transfer.fetch_bytes(source) for source in parent.manifests])
+            return _capture_since(request, whole, layers, place, work, monitor)
+        made = _capture_since(request, index.tree, layers, place, work, monitor)
+        return replace(made, tree=None) if made is not None and made.tree is index.tree else made
+    except (BackupIntegrityError, StoreUnavailableError):
+        return None  # nothing is built on what is damaged
+
+
+def _capture_since(
+    request: CaptureRequest, parent: Manifest, layers: Sequence[str], place: Place, work: str, monitor: Monitor
+) -> Made | None:
+    ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
+    rules = Rules(request.excludes, paths=ignored, cover=covered(request))
+    chain = Chain(lambda: layers, parent, work, monitor.check)
+
+    def differ(doubtful: list[Entry]) -> set[bytes]:
+        with chain.opened(doubtful) as kept:
+            return differing(always(place.fd), kept, doubtful, monitor.check, write_out=True)
+
+    moved: dict[bytes, int] = {}
+    for _ in range(ATTEMPTS):
+        present = walk_tree(
+            place.fd,
+            rules,
+            started_ns=time.time_ns(),
+            stamps=True,
+            boundaries=place.boundaries,
+            known=parent,
+            counted=lambda count: monitor.progress("reading", count, len(parent.entries)),
+        )
+        plan = make_plan(parent, present, differ=differ, comparison=Comparison(owners=True))
+        if plan.is_empty:
+            is_known = all(parent.entries.get(path) is entry for path, entry in present.entries.items())
+            tree = parent if is_known else Manifest(present.header, present.entries, parent.layers)
+            return made_of("delta", None, tree, stored=None)
+        delta = Delta(plan, present)
+        if not _is_worth(delta, len(parent.entries), sum(entry.size for entry in parent.entries.values())):
+            return None
+        monitor.progress("archiving", 0, len(delta.entries))
+        moved = _build_delta(delta, request, place, monitor, written=place.fd)
+        if not moved:
+            break
+    present = _as_delta_has_it(present, moved)
+    with transfer.sealing(request.layer, monitor.check) as sealed:
+        shown = beyond_squashfs(present.entries.values(), frozenset(present.header.mounts), delta=True)
+        header = msgspec.structs.replace(present.header, beyond_squashfs=shown)
+        stored = Manifest(header, present.entries).since(parent, delta.brought)
+        tree = Manifest(header, present.entries, layers_with(parent.layers, stored, len(layers)))
+        return made_of("delta", sealed(), tree, stored=stored)
+
+
+def _is_worth(delta: Delta, parent_entries: int, parent_bytes: int) -> bool:
+    """Whether a delta is quick to build, and much smaller than a full layer would be."""
+    return (
+        len(delta.entries) + len(delta.whiteouts) <= max(_FEW_ENTRIES, min(_MANY_ENTRIES, parent_entries // 4))
+        and delta.bytes <= max(_FEW_BYTES, parent_bytes // 2)
+        and not any(b"=" in name for entry in delta.entries for name in entry.xattrs or ())  # no tar file can say it
+    )
+
+
+def _build_delta(
+    delta: Delta, request: CaptureRequest, place: Place, monitor: Monitor, *, written: int | None
+) -> dict[bytes, int]:
+    out = transfer.unfinished(request.layer)
+    with suppress(FileNotFoundError):
+        os.unlink(out)
+    return build(delta, root=place.fd, out=out, compression=request.compression, written=written, check=monitor.check)
+
+
+def _as_delta_has_it(present: Manifest, moved: Mapping[bytes, int]) -> Manifest:
+    """Return the tree with files that were written to all the time as the layer happens to hold them."""
+    if not moved:
+        return present
+    entries = dict(present.entries)
+    for path, entry in present.entries.items():
+        size = moved.get(entry.hardlink or path)
+        if size is not None and not entry.is_dir:
+            entries[path] = msgspec.structs.replace(entry, size=size, ino=0, ctime_ns=0)
+    return Manifest(msgspec.structs.replace(present.header, unstable=tuple(sorted(moved))), entries)
+
+
+def _capture_upper(
+    request: CaptureRequest,
+    parent: Parent,
+    overlay: Overlay,
+    manifest: str,
+    layers: Sequence[str],
+    place: Place,
+    work: str,
+    monitor: Monitor,
+) -> Made | None:
+    """Capture what the upper layer of an overlay changed since the parent, at the cost of that alone."""
+    ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
+    rules = Rules(request.excludes, paths=ignored, cover=covered(request))
+    with open(manifest, "rb") as file:
+        header = read_header(file)
+    past = _past(header, parent, overlay, layers, place)
+    stamps = place.upper_is_stamped()
+    upper = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with shown_by(layers, work) as before:
+            for _ in range(ATTEMPTS):
+                started = time.time_ns()
+                changed = changed_since(
+                    before,
+                    place.fd,
+                    [(b"", upper)],
+                    monitor.check,
+                    rules=rules,
+                    links=header.hardlinks,
+                    made=made_anew(header),
+                    past=past,
+                )
+                if changed.plan.is_empty:
+                    return _grown(parent, past, changed, None, None, header)
+                delta = Delta(changed.plan, changed.now)
+                if not _is_worth(delta, parent.file_count, parent.total_bytes):
+                    return None
+                moved = _build_delta(delta, request, place, monitor, written=upper if stamps else None)
+                if not moved:
+                    break
+            changed = replace(changed, now=_as_delta_has_it(changed.now, moved))
+            stored = delta_manifest(
+                msgspec.structs.replace(
+                    header,
+                    started_ns=started,
+                    stamps=stamps,
+                    device=os.fstat(place.fd).st_dev,
+                    unstable=tuple(sorted(moved)),
+                ),
+                changed,
+                delta.brought,
+                before,
+                past,
+            )
+    finally:
+        os.close(upper)
+    with transfer.sealing(request.layer, monitor.check) as sealed:
+        return _grown(parent, past, changed, sealed(), stored.content, stored.header)
+
+
+def _grown(
+    parent: Parent,
+    past: Past,
+    changed: Changed,
+    layer: StoredFile | None,
+    manifest: bytes | None,
+    header: Header,
+) -> Made:
+    files, size = past.growth(changed, header.hardlinks)
+    return Made("delta", layer, manifest, header, parent.file_count + files, parent.total_bytes + size)
+
+
+def _past(
+    header: Header,
+    parent: Parent,
+    overlay: Overlay,
+    layers: Sequence[str],
+    place: Place,
+) -> Past:
+    """Return what manifests say of the parent that its layers do not show, and what was upon it.
+
+    What the overlay itself is mounted upon says nothing: it is as its layers show it.
+    """
+    shown = overlay.record.layers
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(layers, shown, strict=False)))
+    return Past.read(
+        header,
+        [transfer.fetch_bytes(source) for source in parent.manifests[common:]],
+        [transfer.fetch_bytes(source) for source in parent.dropped],
+        device=os.fstat(place.fd).st_dev,
+        by_name=common < len(shown),
+    )
