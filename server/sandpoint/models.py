@@ -405,11 +405,13 @@ class ContentChanges(Changes):
 class Applied(Strict):
     """What a sandbox did to its directory. `changes` is None in overlay mode, whose cost is not the tree's.
 
-    `unmounted`: overlays of ours were taken down, with what was written to them.
+    `unmounted`: overlays of ours were taken down, with what was written to them. `restamped`: times of directories
+    were put right, which is no news among the changes, but to be undone with them.
     """
 
     mode: Literal["overlay", "copy"]
     changes: Changes | None
+    restamped: bool = False
     unmounted: bool = False
     kept_paths: tuple[str, ...] = ()
     skipped_mounts: tuple[str, ...] = ()

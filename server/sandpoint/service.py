@@ -776,7 +776,7 @@ class _Base:
 
 def _is_needed(way_back: _Capture, applied: Applied, restored: BackupMetadata) -> bool:
     """Whether an undo would change anything."""
-    if applied.changes:
+    if applied.changes or applied.restamped:
         return True
     if applied.changes is not None and not applied.unmounted:
         return False

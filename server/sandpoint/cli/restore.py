@@ -61,6 +61,10 @@ def show_restored(result: "RestoreResult", common: Common, seconds: float) -> No
     elif result.changes is not None and not result.changes:
         if result.unmounted:
             say(f"The overlay on {where} was taken down; below it, all was the same as in backup {result.id} already.")
+        elif result.undo_id:
+            say(
+                f"{where} was the same as backup {result.id} already, but for times of directories: they are put right."
+            )
         else:
             say(f"{where} was the same as backup {result.id} already. Nothing was changed.")
     else:

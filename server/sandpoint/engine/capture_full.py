@@ -18,7 +18,7 @@ from sandpoint.engine.manifest import Entry, Manifest, display, make_manifest, p
 from sandpoint.engine.place import Place, settle
 from sandpoint.engine.plan import is_at_or_below
 from sandpoint.engine.tools import Check, Monitor
-from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, walk_tree
+from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, number_of, walk_tree
 from sandpoint.models import CaptureRequest
 
 _COMPLAINT = re.compile(
@@ -98,13 +98,14 @@ def _walk_and_build(
         monitor.progress("archiving", len(manifest.entries), len(manifest.entries))
         return manifest
 
-    def build(excluded: Sequence[bytes]) -> squashfs.Build:
+    def build(excluded: Sequence[bytes], *, by_name: bool = False) -> squashfs.Build:
         return squashfs.Build(
             view,
             transfer.unfinished(request.layer),
             excluded=excluded,
             compression=request.compression,
             scratch=work,
+            by_name=by_name,
         )
 
     if rules.is_empty and not place.boundaries:
@@ -117,8 +118,28 @@ def _walk_and_build(
             raise
     else:
         manifest = walked()
-        building = build(manifest.header.excluded + manifest.header.mounts)
+        left_out = manifest.header.excluded + manifest.header.mounts
+        building = build(left_out, by_name=_leaves_links_out(view, manifest))
     return manifest, building.finish(monitor.check)
+
+
+def _leaves_links_out(view: int, manifest: Manifest) -> bool:
+    """Whether something that is left out is, by another name, in the tree: a hard link, or a mount of a part of it."""
+    header = manifest.header
+    numbers = {number for path in header.mounts if (number := _number(view, path, links=1)) is not None}
+    if header.linked_outside:
+        numbers |= {number for path in header.excluded if (number := _number(view, path, links=2)) is not None}
+    mounts = frozenset(header.mounts)
+    return bool(numbers) and any(
+        entry.ino in numbers for entry in manifest.entries.values() if entry.path not in mounts
+    )
+
+
+def _number(view: int, path: bytes, *, links: int) -> int | None:
+    with suppress(OSError):
+        status = os.stat(path, dir_fd=view, follow_symlinks=False)
+        return number_of(status) if status.st_nlink >= links else None
+    return None
 
 
 def _complained(view: int, manifest: Manifest, complaints: Sequence[str]) -> list[Entry]:

@@ -11,6 +11,7 @@ from sandpoint.engine.contents import Roots
 from sandpoint.engine.copies import make_node
 from sandpoint.engine.layers import opened_layer
 from sandpoint.engine.manifest import Entry, Manifest
+from sandpoint.engine.plan import is_at_or_below
 from sandpoint.engine.tools import Check
 
 
@@ -71,7 +72,8 @@ class Chain:
             ToolFailedError, ToolMissingError: unsquashfs is missing, or failed.
         """
         files = self._files()
-        if len(files) == 1:
+        covered = frozenset(units)
+        if len(files) == 1 and all(is_at_or_below(entry.path, covered) for entry in entries if entry.is_dir):
             squashfs.extract(files[0], into, units, scratch=self._work, check=self._check)
             return
         os.mkdir(into, 0o700)

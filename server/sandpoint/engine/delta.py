@@ -16,6 +16,7 @@ from sandpoint.engine.manifest import Entry, Manifest
 from sandpoint.engine.plan import Plan, ancestors
 from sandpoint.engine.squashfs import build_options
 from sandpoint.engine.tools import Check
+from sandpoint.engine.walk import number_of
 from sandpoint.models import Compression
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -159,7 +160,7 @@ def _write_out(entry: Entry, written: int, fd: int | None) -> None:
 
 
 def _is_as(status: os.stat_result, entry: Entry) -> bool:
-    return (status.st_ctime_ns, status.st_size, status.st_ino) == (entry.ctime_ns, entry.size, entry.ino)
+    return (status.st_ctime_ns, status.st_size, number_of(status)) == (entry.ctime_ns, entry.size, entry.ino)
 
 
 def _feed_content(tool: tools.Tool, fd: int, size: int) -> None:
@@ -191,7 +192,8 @@ def _entry_header(entry: Entry, kind: bytes, *, target: bytes = b"", size: int =
 
 def _xattrs(entry: Entry) -> Iterable[tuple[str, str]]:
     for name, value in (entry.xattrs or {}).items():
-        if name.startswith((b"user.", b"security.", b"trusted.")):  # squashfs keeps no others
+        # Squashfs keeps no others, and those of overlays would say what is hidden below.
+        if name.startswith((b"user.", b"security.", b"trusted.")) and not name.startswith(b"trusted.overlay."):
             yield f"SCHILY.xattr.{os.fsdecode(name)}", os.fsdecode(value)
 
 

@@ -35,14 +35,14 @@ class Rules:
             InvalidBackupConfigError: git would not take a pattern.
         """
         self.patterns = tuple(patterns)
-        self._paths = frozenset(paths)
+        self.paths = frozenset(paths)
         self._cover = frozenset(cover)
         self._patterns = _compile(self.patterns) if patterns else []
 
     @cached_property
     def is_empty(self) -> bool:
         """Whether nothing is excluded at all."""
-        return not self._patterns and not self._paths
+        return not self._patterns and not self.paths
 
     def excludes(self, path: bytes, *, is_dir: bool) -> bool:
         """Whether a path is left out; what lies below an excluded directory is not asked about."""
@@ -56,7 +56,7 @@ class Rules:
         )
 
     def _names(self, path: bytes, *, is_dir: bool) -> bool:
-        if path in self._paths:
+        if path in self.paths:
             return True
         for pattern in self._patterns:
             if pattern.matches(path, is_dir=is_dir):

@@ -114,11 +114,11 @@ def carry_out(
     try:
         with staging_folder(place.fd, place.path, work) as staging:
             kept = _stage_in(staging, compared, place, fill, monitor)
-        root = compared.target.entries.get(b"", root)
+        if b"" not in compared.untouchable:
+            root = compared.target.entries.get(b"", root)
         return kept
     finally:
-        if b"" not in compared.untouchable:
-            adjust(place.fd, b"", root, compared.comparison)  # a staging folder inside it has moved its mtime
+        adjust(place.fd, b"", root, compared.comparison)  # a staging folder inside it has moved its mtime
 
 
 def _stage_in(

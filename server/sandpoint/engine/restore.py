@@ -67,7 +67,9 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
             stack.enter_context(overlays.set_aside(state, request.dir, monitor.check))
         place = stack.enter_context(opened_place(state, request.dir))
         chain = Chain(layers, backup, work, monitor.check)
-        compared = compare_with(request, backup, place, chain, state, monitor, captured_as=request.captured_as)
+        # What was captured was an overlay, if there was one: the directory below is another tree.
+        captured_as = () if on_overlays else request.captured_as
+        compared = compare_with(request, backup, place, chain, state, monitor, captured_as=captured_as)
         refuse_conflicts(compared)
         layers()
 
@@ -80,6 +82,7 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
         return Applied(
             mode="copy",
             changes=compared.plan.changes(),
+            restamped=bool(compared.plan.restamped),
             unmounted=on_overlays,
             kept_paths=tuple(display(path) for path in kept),
             skipped_mounts=tuple(display(path) for path in compared.mounts),
@@ -136,6 +139,8 @@ def _dress(root: int, header: Header, *, acls: bool) -> None:
                 holder, name = holders.of(entry.path)
                 with suppress(FileExistsError):
                     make_node(entry, holder, name)
+        if acls:
+            _link_brought(root, header)
         for entry in reversed(ordered):
             if not acls and entry.path and entry.path not in header.mounts:
                 continue  # whatever is set brings it into the upper layer, and moves its directory's mtime
@@ -146,6 +151,27 @@ def _dress(root: int, header: Header, *, acls: bool) -> None:
             adjust(*holders.of(entry.path), entry if acls else _without_acls(entry), comparison)
     finally:
         holders.close()
+
+
+def _link_brought(root: int, header: Header) -> None:
+    """Link what comes into the upper layer, files with ACLs and sockets: one by one they would be separate files."""
+    brought = {e.path: e for e in header.beyond_squashfs if has_acl(e.xattrs) or stat.S_ISSOCK(e.mode)}
+    for first, *others in header.hardlinks:
+        if first not in brought:
+            continue
+        sources, holders = Holders(root), Holders(root)
+        try:
+            source, name = sources.of(first)
+            os.chown(name, brought[first].uid, brought[first].gid, dir_fd=source, follow_symlinks=False)
+            for path in others:
+                holder, other = holders.of(path)
+                status = os.fstat(holder)
+                os.unlink(other, dir_fd=holder)
+                os.link(name, other, src_dir_fd=source, dst_dir_fd=holder, follow_symlinks=False)
+                os.utime(holder, ns=(status.st_atime_ns, status.st_mtime_ns))
+        finally:
+            sources.close()
+            holders.close()
 
 
 def _without_acls(entry: Entry) -> Entry:

@@ -1,6 +1,7 @@
 """Layers: building one with mksquashfs, and extracting from one with unsquashfs."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 
 from sandpoint.engine import tools
@@ -28,11 +29,23 @@ def build_options(compression: Compression) -> list[str]:
     return ["-mem", _MEMORY, *_OPTIONS[compression]]
 
 
+def _as_pattern(path: bytes) -> bytes:
+    """Return a pattern that only one path matches."""
+    return re.sub(rb"([\\*?\[\]+@!(){}|])", rb"\\\1", path)
+
+
 class Build:
     """A layer being built. What cannot be read does not stop mksquashfs: `finish` returns its complaints."""
 
     def __init__(
-        self, source_fd: int, out: str, *, excluded: Sequence[bytes], compression: Compression, scratch: str
+        self,
+        source_fd: int,
+        out: str,
+        *,
+        excluded: Sequence[bytes],
+        compression: Compression,
+        scratch: str,
+        by_name: bool = False,
     ) -> None:
         """Start mksquashfs on an open directory.
 
@@ -42,12 +55,16 @@ class Build:
             excluded: Paths below the directory that are left out, with all below them.
             compression: How blocks are compressed.
             scratch: A folder for the list of paths.
+            by_name: Whether something else in the directory has the inode of what is left out. Exact paths mean
+                inodes to mksquashfs, and all their names; patterns do not, but take longer where there are many.
 
         Raises:
             ToolMissingError: mksquashfs is not installed.
             ToolFailedError: More paths with odd names are excluded than a command line holds.
         """
         listed, odd = _split_odd(excluded)
+        if by_name:
+            listed, odd = [*map(_as_pattern, listed)], [*map(_as_pattern, odd)]
         arguments: list[str | bytes] = []
         if listed:
             arguments += ["-ef", _write_list(scratch, "excluded", listed)]
@@ -61,7 +78,7 @@ class Build:
         self._tool = tools.Tool(
             [
                 "mksquashfs", ".", out, "-noappend", "-no-progress", "-quiet",
-                *build_options(compression), *arguments,
+                *build_options(compression), *(["-wildcards"] if by_name else []), *arguments,
             ],
             cwd=f"/proc/self/fd/{source_fd}",
         )  # fmt: skip

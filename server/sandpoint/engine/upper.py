@@ -4,7 +4,6 @@ import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -71,6 +70,8 @@ class Past:
             for path in manifest.header.removed:
                 entries.pop(path, None)
             entries |= {path: as_proven(entry, manifest, device) for path, entry in manifest.entries.items()}
+        # What a restore sets by itself is there exactly as it was, and not as a layer shows it.
+        entries = {each.path: msgspec.structs.replace(each, ctime_ns=0) for each in header.beyond_squashfs} | entries
         upon: dict[bytes, Entry | None] = {}
         for manifest in map(read_one, dropped):
             upon |= dict.fromkeys(manifest.header.removed)
@@ -152,12 +153,15 @@ def changed_since(
     for begin, upper in uppers:
         looked.at_upper(begin, upper, check)
     looked.at_untraced()
+    looked.at_ignored()
+    if links is not None:
+        looked.at_links(links)
+    looked.at_ancestors()
     source, target = looked.source, looked.target
     for entry in made:
         source[entry.path] = entry
         target.update((each.path, each) for each in _entries(now, entry.path, Rules(), [], whole=False))
     if links is not None:
-        _bring_links(source, target, before, now, links)
         _link(source, ([path for path in group if path in source] for group in links))
         _link(target, _groups(target, now))
 
@@ -196,6 +200,29 @@ class _Looked:
         for path in (*self._past.dropped, *(() if self._past.by_name else self._past.entries)):
             if path not in self.source and path not in self.target:
                 self._at(path, whole=False)
+
+    def at_ignored(self) -> None:
+        """Look at what is excluded by its path: it may have come to be so, though nothing was written to it."""
+        for path in self._rules.paths - self.source.keys() - self.target.keys():
+            self._at(path, whole=True)
+
+    def at_links(self, links: Sequence[Sequence[bytes]]) -> None:
+        """Look at hard links of files whose other name was moved, or brought into the upper layer.
+
+        The first may have taken a name that there was before; the second are no longer linked, changed or not.
+        """
+        moved = {each for path in self.target if links and (each := _inode(self._now, path)) is not None}
+        for group in links:
+            is_touched = any(path in self.source or path in self.target for path in group)
+            for path in group:
+                if path not in self.target and (is_touched or (moved and _inode(self._now, path) in moved)):
+                    self._at(path, whole=False)
+
+    def at_ancestors(self) -> None:
+        """Look at the directories above: they come into the layer with what lies in them, and with their attributes."""
+        above = {each for path in self.target for each in ancestors(path)}
+        for path in above - self.target.keys():
+            self._at(path, whole=False)
 
     def _at(self, path: bytes, *, whole: bool) -> None:
         known = self._past.entries
@@ -236,11 +263,15 @@ def delta_manifest(header: Header, changed: Changed, brought: Collection[bytes],
         if left and len(left) < len(group):
             entries |= {entry.path: entry for entry in _relinked(left, before, past)}
     shown = {entry.path: entry for entry in header.beyond_squashfs if entry.path not in gone} | entries
-    beyond = beyond_squashfs(shown.values(), frozenset(header.mounts), delta=True)
+    # Nothing is mounted there any more: where something was done, there is a directory like others.
+    changed_at = {above for path in gone for above in (path, *ancestors(path))}
+    mounts = tuple(path for path in header.mounts if path not in changed_at)
+    beyond = beyond_squashfs(shown.values(), frozenset(mounts), delta=True)
     return make_manifest(
         msgspec.structs.replace(
             header,
             excluded=tuple(sorted({*header.excluded, *changed.now.header.excluded})),
+            mounts=mounts,
             beyond_squashfs=tuple(sorted(beyond, key=lambda entry: entry.path)),
             linked_outside=(),
             hardlinks=tuple(
@@ -261,21 +292,6 @@ def _relinked(paths: Sequence[bytes], before: int, past: Past) -> Iterator[Entry
     yield entry
     for other in others:
         yield msgspec.structs.replace(entry, path=other, hardlink=first)
-
-
-def _bring_links(
-    source: dict[bytes, Entry], target: dict[bytes, Entry], before: int, now: int, links: Sequence[Sequence[bytes]]
-) -> None:
-    """Add hard links of files whose other name was renamed with a directory above it."""
-    if not links:
-        return
-    moved = {each for path in target if path not in source and (each := _inode(now, path)) is not None}
-    for group in links if moved else ():
-        for path in group:
-            if path not in target and _inode(now, path) in moved:
-                for root, entries in ((before, source), (now, target)):
-                    with suppress(FileNotFoundError):
-                        entries[path] = _one(root, path)
 
 
 def _unlinked(entry: Entry) -> Entry:

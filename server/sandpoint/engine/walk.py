@@ -51,6 +51,11 @@ class _Walk:
     link_counts: dict[tuple[int, int], int] = field(default_factory=dict)
     pending: list[bytes] = field(default_factory=list)
     proven: set[bytes] = field(default_factory=set)
+    left_out_of: frozenset[bytes] = field(init=False)
+    """Directories of which the known tree does not say all that they hold."""
+
+    def __post_init__(self) -> None:
+        self.left_out_of = frozenset(map(parent, self.known.header.excluded)) if self.known is not None else frozenset()
 
     def run(self) -> None:
         """Walk from the root; a stack, so that depth is limited by path length only."""
@@ -59,7 +64,7 @@ class _Walk:
             self._directory(self.pending.pop())
 
     def _directory(self, path: bytes) -> None:
-        if self.known is not None and path in self.proven:
+        if self.known is not None and path in self.proven and path not in self.left_out_of:
             self._revisit(path, self.known.children.get(path, ()), self.known)
             return
         try:
@@ -108,7 +113,9 @@ class _Walk:
             self.entries.append(_entry(path, status))
 
     def _revisit(self, path: bytes, children: Iterable[bytes], known: Manifest) -> None:
-        # The directory's stamp proves that it still holds just these names, so it need not be listed.
+        # The directory's stamp proves that it still holds just these names, so it need not be listed. Whether all of
+        # them belong to the tree is another matter: what git ignores may have changed.
+        everything = self.rules.is_empty
         try:
             fd = linux.openat2(path or b".", _REACH, dir_fd=self.root, resolve=INSIDE)
         except OSError:
@@ -122,7 +129,9 @@ class _Walk:
                 except OSError:
                     continue
                 entry = known.entries[child]
-                if (
+                if not everything and child not in self.boundaries and self.rules.excludes(child, is_dir=entry.is_dir):
+                    self.excluded.append(child)
+                elif (
                     status.st_nlink == 1
                     and _is_still(entry, status, settled_before)
                     and not entry.is_dir
@@ -183,11 +192,16 @@ def _is_still(entry: Entry, status: os.stat_result, settled_before_ns: int) -> b
     """Whether an entry's stamp proves that it is as it was."""
     return (
         entry.ctime_ns == status.st_ctime_ns < settled_before_ns
-        and entry.ino == status.st_ino
+        and entry.ino == number_of(status)
         and entry.mode == status.st_mode
         and entry.mtime_ns == status.st_mtime_ns
         and (entry.size == status.st_size or not entry.is_file)
     )
+
+
+def number_of(status: os.stat_result) -> int:
+    """Return a number that no other file of a tree has: each layer below an overlay numbers its own from 1 on."""
+    return (status.st_ino ^ status.st_dev << 40) & (2**63 - 1)
 
 
 def _entry(path: bytes, status: os.stat_result, *, target: bytes = b"", xattrs: Xattrs | None = None) -> Entry:
@@ -200,7 +214,7 @@ def _entry(path: bytes, status: os.stat_result, *, target: bytes = b"", xattrs: 
         status.st_size if stat.S_ISREG(mode) else 0,
         status.st_mtime_ns,
         status.st_ctime_ns,
-        status.st_ino,
+        number_of(status),
         target,
         status.st_rdev if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 0,
         b"",
@@ -328,6 +342,6 @@ def moved_since(root: int, manifest: Manifest) -> list[Entry]:
         except OSError:
             moved.append(entry)
             continue
-        if status.st_ctime_ns >= settled or status.st_ino != entry.ino:
+        if status.st_ctime_ns >= settled or number_of(status) != entry.ino:
             moved.append(entry)
     return moved

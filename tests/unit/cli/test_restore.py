@@ -105,6 +105,12 @@ def test_nothing_to_do_is_said(answer: Answer, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"/work was the same as backup {ID} already. Nothing was changed.\n"
 
 
+def test_an_undo_of_times_alone_is_told_of(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(restore=make_result(changes=Changes()))
+    assert main(["restore", ID]) == 0
+    assert "but for times of directories: they are put right." in capsys.readouterr().out
+
+
 def test_an_overlay_that_was_taken_down_is_told_of(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     answer(restore=make_result(changes=Changes(), unmounted=True))
     assert main(["restore", ID]) == 0
