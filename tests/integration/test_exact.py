@@ -13,11 +13,13 @@ from helpers.trees import (
     ACL_ACCESS,
     Listing,
     assert_same,
+    build_zoo,
     in_whole_seconds,
     list_tree,
     make_acl,
     write,
 )
+from sandpoint.engine import capture_full
 from sandpoint.engine.manifest import CLOCK_GRAIN_NS
 
 OLD_S = 1_700_000_000
@@ -132,6 +134,27 @@ def test_a_file_is_backed_up_although_another_name_of_it_is_excluded(place: Plac
     other = brought(place, backup.id)
     assert sorted(path.name for path in other.iterdir()) == ["kept", "x"]
     assert (other / "kept").read_text() == "kept\n"
+
+
+def test_a_layer_that_lacks_something_is_not_taken_for_whole(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_full, "_leaves_links_out", lambda _view, _manifest: False)
+    write(place.tree / "kept", "kept\n")
+    os.link(place.tree / "kept", place.tree / "x.log")
+    settle(place)
+    backup = place.create(excludes=("*.log",))
+    assert "kept" in backup.unstable_paths
+    assert list(brought(place, backup.id).iterdir()) == []
+
+
+def test_a_layer_that_lacks_nothing_is_not_compared(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_zoo(place.tree)
+    (place.tree / "mnt").mkdir()
+    monkeypatch.delattr(capture_full, "_unstable")
+    with tmpfs(place.tree / "mnt"):
+        settle(place)
+        assert place.create(excludes=("*.txt",)).unstable_paths == ()
+    settle(place)
+    assert place.create(full=True).unstable_paths == ()
 
 
 def test_a_directory_is_backed_up_although_it_is_also_mounted_elsewhere_in_the_tree(place: Place) -> None:

@@ -41,6 +41,8 @@ def capture_full(request: CaptureRequest, place: Place, work: str, monitor: Moni
             with transfer.sealing(request.layer, monitor.check) as sealed:
                 doubtful = [*moved_since(view, manifest), *_complained(view, manifest, complaints)]
                 stored = sealed()
+            if not doubtful and squashfs.count_inodes(partial) != _count_inodes(manifest):
+                doubtful = list(manifest.entries.values())  # something is missing, or is too much
             if not doubtful:
                 return made_of("full", stored, manifest, stored=manifest)
             with opened_layer(partial, [entry.path for entry in doubtful], work, monitor.check) as layer:
@@ -121,6 +123,13 @@ def _walk_and_build(
         left_out = manifest.header.excluded + manifest.header.mounts
         building = build(left_out, by_name=_leaves_links_out(view, manifest))
     return manifest, building.finish(monitor.check)
+
+
+def _count_inodes(manifest: Manifest) -> int:
+    """Return how many files, directories and others a layer of it has."""
+    return sum(not entry.hardlink for entry in manifest.entries.values()) - len(
+        frozenset(manifest.header.mounts) & manifest.entries.keys()
+    )
 
 
 def _leaves_links_out(view: int, manifest: Manifest) -> bool:

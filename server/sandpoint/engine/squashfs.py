@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 from collections.abc import Iterable, Sequence
 
 from sandpoint.engine import tools
@@ -17,6 +18,7 @@ _OPTIONS: dict[Compression, list[str]] = {
 _MEMORY = "256M"
 """For mksquashfs's queues, in place of a quarter of the machine's: bounded, and 10 % faster, for it faults in less."""
 
+_SUPERBLOCK = struct.Struct("<II")
 _ARGUMENT_BYTES = 100_000
 """Of paths on one command line: below the kernel's 128 KiB for one string and 2 MiB for all."""
 
@@ -27,6 +29,16 @@ _HARMLESS = (b"xattr", b"posix_acl")
 def build_options(compression: Compression) -> list[str]:
     """Return the options that mksquashfs builds a layer with, the compression's level always among them."""
     return ["-mem", _MEMORY, *_OPTIONS[compression]]
+
+
+def count_inodes(layer: str) -> int:
+    """Return how many files, directories and others a layer says that it has.
+
+    That is the second number of 32 bits in a superblock (`Documentation/filesystems/squashfs.rst` of the kernel).
+    """
+    with open(layer, "rb") as file:
+        _, inodes = _SUPERBLOCK.unpack(file.read(_SUPERBLOCK.size))
+    return int(inodes)
 
 
 def _as_pattern(path: bytes) -> bytes:
