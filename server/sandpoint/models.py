@@ -62,14 +62,37 @@ def check_options(model: type[Options], values: Mapping[str, object]) -> Options
         raise InvalidBackupConfigError(describe_invalid(error)) from None
 
 
+_PLAIN = {
+    "extra_forbidden": "no such option",
+    "missing": "must be given",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "literal_error": "must be {expected}",
+}
+"""What is wrong, by pydantic's type of error; of others pydantic's own words are plain enough."""
+
+
 def describe_invalid(error: ValidationError) -> str:
-    """Return one sentence for each invalid field, without pydantic's links and types."""
+    """Return one sentence for each invalid field, in plain words."""
     sentences = []
-    for problem in error.errors(include_url=False, include_context=False):
+    for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"]) or "arguments"
+        context = problem.get("ctx", {})
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "no such option"
+        if problem["type"] in _PLAIN:
+            message = _PLAIN[problem["type"]].format_map(context)
+        if problem["type"] == "string_too_short" and context.get("min_length") == 1:
+            message = "must not be empty"
         given = "" if problem["type"] == "missing" else f" (got {_shorten(problem['input'])})"
         sentences.append(f"{field}: {message}{given}")
     return "; ".join(sentences)

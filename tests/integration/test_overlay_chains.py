@@ -1,5 +1,6 @@
 """Backups of an overlay: each holds what has changed since the one before, whatever became of that meanwhile."""
 
+import errno
 import mmap
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from helpers.place import Place, unmount_all
 from helpers.trees import assert_same, list_tree
+from sandpoint.engine import linux
 from sandpoint.models import Backup
 
 
@@ -154,6 +156,18 @@ def test_a_chain_at_its_limit_may_be_cut_below_what_the_overlay_shows(tmp_path: 
     (place.tree / "third").write_text("other")
     backup, state = backed_up(place, "changed")
     assert backup.kind == "delta"
+    check(place, backup, state)
+
+
+def test_where_no_layer_can_be_mounted_any_more_all_is_captured(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(_image: bytes, _attached: object) -> None:
+        raise OSError(errno.EBUSY, "no free loop device", "/dev/loop-control")
+
+    (place.tree / "new").write_text("new\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(linux, "loop_device", busy)
+        backup, state = backed_up(place, "full")
+    assert backup.kind == "full"
     check(place, backup, state)
 
 

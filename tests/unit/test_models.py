@@ -75,7 +75,7 @@ def test_a_good_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("", "name: String should have at least 1 character"),
+        ("", "name: must not be empty"),
         ("x" * 257, "name: a name has at most 256 characters, this one has 257"),
         ("a\nb", r"name: a name may not hold control characters; remove '\\n'"),
         ("a\0", "control characters"),
@@ -83,8 +83,8 @@ def test_a_good_name(name: str) -> None:
         ("\x7f", "control characters"),
         ("\x85", "control characters"),
         ("\ud800", "unicode"),
-        (5, "name: Input should be a valid string (got 5)"),
-        (b"bytes", "name: Input should be a valid string"),
+        (5, "name: must be text (got 5)"),
+        (b"bytes", "name: must be text"),
     ],
 )
 def test_a_bad_name(name: object, why: str) -> None:
@@ -166,7 +166,7 @@ def test_bad_metadata(metadata: object) -> None:
 @pytest.mark.parametrize("field", ["use_gitignore", "full"])
 @pytest.mark.parametrize("value", [1, "yes", None])
 def test_a_flag_is_a_bool(field: str, value: object) -> None:
-    assert f"{field}: Input should be a valid boolean" in refused(CreateOptions, **{"dir": "/work", field: value})
+    assert f"{field}: must be true or false" in refused(CreateOptions, **{"dir": "/work", field: value})
 
 
 # -- restore and list --
@@ -228,7 +228,7 @@ def test_paths_are_a_list() -> None:
 
 @pytest.mark.parametrize("mode", ["", "Copy", "clone", None, 1])
 def test_a_bad_mode(mode: object) -> None:
-    assert "mode: Input should be 'auto', 'overlay' or 'copy'" in refused(RestoreOptions, backup_id=ID, mode=mode)
+    assert "mode: must be 'auto', 'overlay' or 'copy'" in refused(RestoreOptions, backup_id=ID, mode=mode)
 
 
 @pytest.mark.parametrize("limit", [1, 20, 1000])
@@ -247,7 +247,7 @@ def test_a_bad_limit(limit: object) -> None:
 def test_every_wrong_field_is_named_in_one_sentence_each() -> None:
     message = refused(CreateOptions, ttl=0, name="", color="red")
     assert message == (
-        "dir: Field required; name: String should have at least 1 character (got ''); "
+        "dir: must be given; name: must not be empty (got ''); "
         f"ttl: must be a number of seconds above 0 and at most {MAX_TTL} (got 0); color: no such option (got 'red')"
     )
 

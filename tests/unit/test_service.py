@@ -266,9 +266,9 @@ async def test_prune_forgets_old_notes_of_captures(service: BackupService, tmp_p
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"keep_last": 0}, "keep_last: Input should be greater than or equal to 1 (got 0)"),
-        ({"keep_hourly": True}, "keep_hourly: Input should be a valid integer (got True)"),
-        ({"keep_daily": "3"}, "keep_daily: Input should be a valid integer (got '3')"),
+        ({"keep_last": 0}, "keep_last: must be at least 1 (got 0)"),
+        ({"keep_hourly": True}, "keep_hourly: must be a whole number (got True)"),
+        ({"keep_daily": "3"}, "keep_daily: must be a whole number (got '3')"),
         ({"keep_weekly": 1.0}, "keep_weekly: "),
         ({"keep_names": "release-*"}, "keep_names: "),
         ({"keep_names": [""]}, "keep_names.0: "),

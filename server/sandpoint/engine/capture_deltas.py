@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import takewhile
 
@@ -44,7 +44,7 @@ def capture_delta(request: CaptureRequest, place: Place, state: State, work: str
             for sources in (parent.layers, parent.manifests)
         )
         if place.overlay is not None:
-            return _capture_upper(request, parent, place.overlay, manifests[-1], layers, place, work, monitor)
+            return _on_overlay(request, parent, place.overlay, manifests[-1], layers, place, work, monitor)
         if not place.stamps:
             return None  # every file would have to be compared with the layers, which takes longer than a full capture
         index = read_index(state, request.dir)
@@ -130,7 +130,7 @@ def _as_delta_has_it(present: Manifest, moved: Mapping[bytes, int]) -> Manifest:
     return Manifest(msgspec.structs.replace(present.header, unstable=tuple(sorted(moved))), entries)
 
 
-def _capture_upper(
+def _on_overlay(
     request: CaptureRequest,
     parent: Parent,
     overlay: Overlay,
@@ -141,51 +141,61 @@ def _capture_upper(
     monitor: Monitor,
 ) -> Made | None:
     """Capture what the upper layer of an overlay changed since the parent, at the cost of that alone."""
+    with ExitStack() as opened:
+        try:
+            before = opened.enter_context(shown_by(layers, work))
+        except OSError:
+            return None  # no loop device is left, say; a full capture needs none
+        upper = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        opened.callback(os.close, upper)
+        with open(manifest, "rb") as file:
+            header = read_header(file)
+        past = _past(header, parent, overlay, layers, place)
+        return _capture_upper(request, parent, header, past, before, upper, place, monitor)
+
+
+def _capture_upper(
+    request: CaptureRequest,
+    parent: Parent,
+    header: Header,
+    past: Past,
+    before: int,
+    upper: int,
+    place: Place,
+    monitor: Monitor,
+) -> Made | None:
     ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
     rules = Rules(request.excludes, paths=ignored, cover=covered(request))
-    with open(manifest, "rb") as file:
-        header = read_header(file)
-    past = _past(header, parent, overlay, layers, place)
     stamps = place.upper_is_stamped()
-    upper = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        with shown_by(layers, work) as before:
-            for _ in range(ATTEMPTS):
-                started = time.time_ns()
-                changed = changed_since(
-                    before,
-                    place.fd,
-                    [(b"", upper)],
-                    monitor.check,
-                    rules=rules,
-                    links=header.hardlinks,
-                    made=made_anew(header),
-                    past=past,
-                )
-                if changed.plan.is_empty:
-                    return _grown(parent, past, changed, None, None, header)
-                delta = Delta(changed.plan, changed.now)
-                if not _is_worth(delta, parent.file_count, parent.total_bytes):
-                    return None
-                moved = _build_delta(delta, request, place, monitor, written=upper if stamps else None)
-                if not moved:
-                    break
-            changed = replace(changed, now=_as_delta_has_it(changed.now, moved))
-            stored = delta_manifest(
-                msgspec.structs.replace(
-                    header,
-                    started_ns=started,
-                    stamps=stamps,
-                    device=os.fstat(place.fd).st_dev,
-                    unstable=tuple(sorted(moved)),
-                ),
-                changed,
-                delta.brought,
-                before,
-                past,
-            )
-    finally:
-        os.close(upper)
+    for _ in range(ATTEMPTS):
+        started = time.time_ns()
+        changed = changed_since(
+            before,
+            place.fd,
+            [(b"", upper)],
+            monitor.check,
+            rules=rules,
+            links=header.hardlinks,
+            made=made_anew(header),
+            past=past,
+        )
+        if changed.plan.is_empty:
+            return _grown(parent, past, changed, None, None, header)
+        delta = Delta(changed.plan, changed.now)
+        if not _is_worth(delta, parent.file_count, parent.total_bytes):
+            return None
+        moved = _build_delta(delta, request, place, monitor, written=upper if stamps else None)
+        if not moved:
+            break
+    changed = replace(changed, now=_as_delta_has_it(changed.now, moved))
+    now = msgspec.structs.replace(
+        header,
+        started_ns=started,
+        stamps=stamps,
+        device=os.fstat(place.fd).st_dev,
+        unstable=tuple(sorted(moved)),
+    )
+    stored = delta_manifest(now, changed, delta.brought, before, past)
     with transfer.sealing(request.layer, monitor.check) as sealed:
         return _grown(parent, past, changed, sealed(), stored.content, stored.header)
 
