@@ -11,7 +11,6 @@ from anyio.abc import ByteReceiveStream
 from sandpoint.chains import DEFAULT_LIMITS, ChainLimits, shorten
 from sandpoint.engine import transfer
 from sandpoint.engine.directory import parse_directory
-from sandpoint.engine.manifest import Manifest
 from sandpoint.errors import (
     BackupExpiredError,
     BackupIntegrityError,
@@ -492,15 +491,23 @@ class BackupService:
         options = _diff_options(backup_id, other_id, dir, paths)
         report = report or _silent
         metadata = await self._read(options.backup_id)
-        if options.other_id is not None:
-            other = await self._read(options.other_id)
-            older, newer = (self._comparison(each, each.dir, options.paths) for each in (metadata, other))
-            async with self._sandbox.turn():
-                return await self._sandbox.compare_backups(older, newer, report)
-        path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
+        other = None if options.other_id is None else await self._read(options.other_id)
+        older, newer = self._sides(options, metadata, other)
         async with self._sandbox.turn():
-            back = await self._sandbox.compare(self._comparison(metadata, path, options.paths), report)
+            if newer is not None:
+                return await self._sandbox.compare_backups(older, newer, report)
+            back = await self._sandbox.compare(older, report)
         return Changes(added=back.removed, modified=back.modified, removed=back.added)
+
+    def _sides(
+        self, options: DiffOptions, metadata: BackupMetadata, other: BackupMetadata | None
+    ) -> tuple[CompareRequest, CompareRequest | None]:
+        """Return what is compared: a backup with its directory or the one that is asked for, or with another backup."""
+        if other is not None:
+            older, newer = (self._comparison(each, each.dir, options.paths) for each in (metadata, other))
+            return older, newer
+        path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
+        return self._comparison(metadata, path, options.paths), None
 
     async def diff_contents(
         self,
@@ -529,12 +536,8 @@ class BackupService:
         """
         options = _diff_options(backup_id, other_id, dir, paths, max_bytes)
         metadata = await self._restorable(options.backup_id)
-        if options.other_id is not None:
-            other = await self._restorable(options.other_id)
-            older, newer = (self._comparison(each, each.dir, options.paths) for each in (metadata, other))
-        else:
-            path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
-            older, newer = self._comparison(metadata, path, options.paths), None
+        other = None if options.other_id is None else await self._restorable(options.other_id)
+        older, newer = self._sides(options, metadata, other)
         async with self._sandbox.turn():
             return await self._sandbox.compare_contents(older, newer, options.max_bytes, report or _silent)
 
@@ -594,9 +597,7 @@ class BackupService:
 
     async def _check_manifests(self, metadata: BackupMetadata) -> None:
         sources = [self._store.source(stored) for stored in metadata.manifests]
-        await anyio.to_thread.run_sync(
-            lambda: Manifest.from_chain([transfer.fetch_bytes(source) for source in sources])
-        )
+        await anyio.to_thread.run_sync(lambda: transfer.fetch_manifest(sources))
 
     async def delete(self, backup_id: str) -> DeleteResult:
         """Delete a backup: hidden at once, its files removed unless another backup names them.

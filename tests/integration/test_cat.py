@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import anyio
 import pytest
@@ -19,6 +22,7 @@ from sandpoint.errors import (
     BackupNotFoundError,
     InvalidBackupConfigError,
 )
+from sandpoint.models import Backup
 from sandpoint.sandboxes.local import LocalSandbox
 from sandpoint.service import BackupService
 from sandpoint.stores.local import LocalStore
@@ -222,6 +226,19 @@ def test_the_program_prints_the_bytes(place: Place, sandpoint: Program) -> None:
     assert (damaged.status, damaged.out) == (BackupIntegrityError.exit_status, "")
 
 
+@contextmanager
+def begun(sandpoint: Program, backup: Backup) -> Iterator[tuple["subprocess.Popen[bytes]", IO[bytes], IO[bytes]]]:
+    """Start to print a file of zeros, read a little of it, and yield the process with its output and its complaints."""
+    command = [sandpoint.path, "cat", backup.id, "big"]
+    with subprocess.Popen(
+        command, env=sandpoint.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(10) == bytes(10)
+        yield process, process.stdout, process.stderr
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_reader_that_stops_reading_holds_nobody_up(
     place: Place, sandpoint: Program, number: int, status: int
@@ -229,34 +246,22 @@ def test_a_reader_that_stops_reading_holds_nobody_up(
     place.tree.mkdir()
     (place.tree / "big").write_bytes(bytes(5_000_000))
     backup = place.create()
-    command = [sandpoint.path, "cat", backup.id, "big"]
-    with subprocess.Popen(
-        command, env=sandpoint.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.read(10) == bytes(10)
+    with begun(sandpoint, backup) as (process, _stdout, stderr):
         place.create()  # its turn is over
         time.sleep(0.2)
         process.send_signal(number)
         assert process.wait(30) == status
-        assert b"[CANCELLED]" in process.stderr.read()
+        assert b"[CANCELLED]" in stderr.read()
 
 
 def test_a_closed_pipe_ends_it_quietly(place: Place, sandpoint: Program) -> None:
     place.tree.mkdir()
     (place.tree / "big").write_bytes(bytes(5_000_000))
     backup = place.create()
-    command = [sandpoint.path, "cat", backup.id, "big"]
-    with subprocess.Popen(
-        command, env=sandpoint.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.read(10) == bytes(10)
-        process.stdout.close()
+    with begun(sandpoint, backup) as (process, stdout, stderr):
+        stdout.close()
         assert process.wait(30) == 141
-        assert process.stderr.read() == b""
+        assert stderr.read() == b""
 
 
 def test_memory_does_not_grow_with_the_file(place: Place, sandpoint: Program) -> None:

@@ -40,8 +40,7 @@ def capture_delta(request: CaptureRequest, place: Place, state: State, work: str
         return None
     try:
         layers, manifests = (
-            [transfer.fetch(source, state, monitor.check, reread=False) for source in sources]
-            for sources in (parent.layers, parent.manifests)
+            transfer.fetch_all(sources, state, monitor.check) for sources in (parent.layers, parent.manifests)
         )
         if place.overlay is not None:
             return _on_overlay(request, parent, place.overlay, manifests[-1], layers, place, work, monitor)
@@ -49,8 +48,7 @@ def capture_delta(request: CaptureRequest, place: Place, state: State, work: str
             return None  # every file would have to be compared with the layers, which takes longer than a full capture
         index = read_index(state, request.dir)
         if index is None or index.manifests != tuple(source.sha256 for source in parent.manifests):
-            whole = Manifest.from_chain([transfer.fetch_bytes(source) for source in parent.manifests])
-            return _capture_since(request, whole, layers, place, work, monitor)
+            return _capture_since(request, transfer.fetch_manifest(parent.manifests), layers, place, work, monitor)
         made = _capture_since(request, index.tree, layers, place, work, monitor)
         return replace(made, tree=None) if made is not None and made.tree is index.tree else made
     except (BackupIntegrityError, StoreUnavailableError):

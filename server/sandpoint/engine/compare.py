@@ -143,13 +143,7 @@ def _with_proven(before: Manifest, after: Manifest) -> Manifest:
     """Return a later tree with the very entries of an earlier one whose stamps prove that they are the same."""
     if before.header.device != after.header.device:
         return after
-    entries = {
-        path: before.entries[path]
-        if before.entries.get(path) == entry and 0 < entry.ctime_ns < before.settled_before_ns
-        else entry
-        for path, entry in after.entries.items()
-    }
-    return Manifest(after.header, entries)
+    return Manifest(after.header, {path: before.own(entry) for path, entry in after.entries.items()})
 
 
 def _same_layer(path: bytes, *trees: tuple[StoredBackup, Manifest]) -> bool:
@@ -196,7 +190,7 @@ def read_manifest(backup: StoredBackup) -> Manifest:
     Raises:
         BackupIntegrityError: It is damaged.
     """
-    manifest = Manifest.from_chain([transfer.fetch_bytes(source) for source in backup.manifests])
+    manifest = transfer.fetch_manifest(backup.manifests)
     if max(manifest.layers.values(), default=0) >= len(backup.layers):
         raise BackupIntegrityError(
             f"the backup's metadata names {len(backup.layers)} layers, and its manifests more; it is damaged"
@@ -206,7 +200,7 @@ def read_manifest(backup: StoredBackup) -> Manifest:
 
 def fetch_layers(backup: StoredBackup, state: State, check: Check, *, reread: bool = False) -> list[str]:
     """Return the files of a backup's layers, checked; see `transfer.fetch`."""
-    return [transfer.fetch(source, state, check, reread=reread) for source in backup.layers]
+    return transfer.fetch_all(backup.layers, state, check, reread=reread)
 
 
 def compare_with(

@@ -62,7 +62,7 @@ def check_allowed(path: str, allowed: Sequence[str] | None, kept_out: Sequence[s
     """
     if path == "/":
         raise InvalidBackupConfigError("dir: '/' is the whole machine; name the directory that you work in")
-    if _in_any(path, KERNEL_DIRECTORIES) and not _in_any(path, USER_TREES):
+    if is_within_any(path, KERNEL_DIRECTORIES) and not is_within_any(path, USER_TREES):
         raise InvalidBackupConfigError(f"dir: {path} belongs to the kernel and holds no files to back up")
     for own in kept_out:
         if is_within(own, path) or is_within(path, own):
@@ -71,7 +71,7 @@ def check_allowed(path: str, allowed: Sequence[str] | None, kept_out: Sequence[s
                 "set SANDPOINT_STORE or SANDPOINT_STATE_DIR to a place outside"
             )
     if allowed is not None:
-        if not _in_any(path, allowed):
+        if not is_within_any(path, allowed):
             raise InvalidBackupConfigError(
                 f"dir: {path} is outside the allowed directories ({', '.join(allowed) or 'none'}); "
                 "use one of these or set SANDPOINT_ALLOWED_DIRS"
@@ -84,10 +84,11 @@ def check_allowed(path: str, allowed: Sequence[str] | None, kept_out: Sequence[s
 
 
 def _is_system(path: str) -> bool:
-    return _in_any(path, SYSTEM_TREES) and not _in_any(path, USER_TREES)
+    return is_within_any(path, SYSTEM_TREES) and not is_within_any(path, USER_TREES)
 
 
-def _in_any(path: str, directories: Sequence[str]) -> bool:
+def is_within_any(path: str, directories: Sequence[str]) -> bool:
+    """Whether a path is one of some directories or below one."""
     return any(is_within(path, directory) for directory in directories)
 
 

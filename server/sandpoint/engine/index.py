@@ -8,7 +8,7 @@ of `_Head` and the others of some entries each, in MessagePack. One that is miss
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
@@ -55,9 +55,8 @@ class Index:
         known = self.tree.entries.get(present.path)
         return (
             known is not None
-            and (known.ino, known.size, known.mtime_ns, known.kind)
-            == (present.ino, present.size, present.mtime_ns, present.kind)
-            and known.ctime_ns == present.ctime_ns < self.tree.settled_before_ns
+            and known.has_stamp_of(present)
+            and present.ctime_ns < self.tree.settled_before_ns
             and self.tree.header.device == device
             and self.layers[self.tree.layers.get(present.path, 0)] == layer
         )
@@ -77,10 +76,10 @@ def read_index(state: State, directory: str, *, alike: Manifest | None = None) -
         with open(state.index_path(directory), "rb") as file:
             frames = _frames(file)
             head = msgspec.msgpack.decode(next(frames), type=_Head)
-            proven = _proven(alike, head.header.device)
+            own = alike.own if alike is not None and alike.header.device == head.header.device else None
             for frame in frames:
                 for entry in msgspec.msgpack.decode(frame, type=list[Entry]):
-                    entries[entry.path] = proven(entry)
+                    entries[entry.path] = entry if own is None else own(entry)
     except (OSError, StopIteration, zstandard.ZstdError, msgspec.MsgspecError):
         return None
     if len(entries) != head.entries:
@@ -91,20 +90,6 @@ def read_index(state: State, directory: str, *, alike: Manifest | None = None) -
 def _frames(file: IO[bytes]) -> Iterator[bytes]:
     while length := file.read(_LENGTH.size):
         yield zstandard.decompress(file.read(*_LENGTH.unpack(length.ljust(_LENGTH.size, b"\0"))))
-
-
-def _proven(alike: Manifest | None, device: int) -> Callable[[Entry], Entry]:
-    if alike is None or alike.header.device != device:
-        return lambda entry: entry
-    known, settled_before = alike.entries, alike.settled_before_ns
-
-    def same(entry: Entry) -> Entry:
-        other = known.get(entry.path)
-        if other is not None and other == entry and 0 < entry.ctime_ns < settled_before:
-            return other
-        return entry
-
-    return same
 
 
 def write_index(state: State, directory: str, index: Index) -> None:

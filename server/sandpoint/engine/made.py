@@ -49,4 +49,4 @@ def covered(request: CaptureRequest) -> Iterable[bytes]:
     """
     if not request.cover or not (request.excludes or request.use_gitignore):
         return ()
-    return Manifest.from_chain([transfer.fetch_bytes(source) for source in request.cover]).entries
+    return transfer.fetch_manifest(request.cover).entries

@@ -83,6 +83,16 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """The type bits of its mode."""
         return stat.S_IFMT(self.mode)
 
+    def has_stamp_of(self, other: "Entry") -> bool:
+        """Whether both have the same stamp, and are the same file if that proves anything."""
+        return (self.ino, self.ctime_ns, self.mtime_ns, self.size, self.kind) == (
+            other.ino,
+            other.ctime_ns,
+            other.mtime_ns,
+            other.size,
+            other.kind,
+        )
+
 
 class Header(msgspec.Struct, frozen=True, gc=False):
     """What is true of the whole tree.
@@ -127,6 +137,11 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
     def settled_before_ns(self) -> int:
         """A stamp older than this proves what it says; a younger one may hide a later change."""
         return self.header.started_ns - CLOCK_GRAIN_NS if self.header.stamps else 0
+
+    def own(self, entry: Entry) -> Entry:
+        """Return this tree's very own entry for one of the same device, if its stamp proves them the same."""
+        own = self.entries.get(entry.path)
+        return own if own is not None and own == entry and 0 < entry.ctime_ns < self.settled_before_ns else entry
 
     @cached_property
     def children(self) -> dict[bytes, list[bytes]]:

@@ -28,6 +28,7 @@ Kind = Literal["kernel", "fuse"]
 
 SOURCE_PREFIX = "sandpoint-"
 _MOUNT_FLAGS = linux.MS_NOSUID | linux.MS_NODEV
+_OPTIONS = {b"redirect_dir": b"on"}
 _FUSE_TYPE = "fuse.fuse-overlayfs"
 
 
@@ -110,7 +111,7 @@ class Overlay:
                 lower=lower[::-1],
                 upper=os.fsencode(self.upper),
                 work=os.fsencode(self._work),
-                options={b"redirect_dir": b"on"},
+                options=_OPTIONS,
             )
 
     def _mount_fuse(self, target: str, check: Check) -> None:
@@ -215,7 +216,7 @@ def shown_by(layers: Sequence[str], work: str) -> Iterator[int]:
                 lower=lower[::-1],
                 upper=None,
                 work=None,
-                options={b"redirect_dir": b"on"},
+                options=_OPTIONS,
             )
             fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
             linux.detach(os.fsencode(top))
@@ -422,13 +423,15 @@ def _fuse_problem() -> str:
 
 def _try_kernel(folder: str, state: State) -> str:
     names = {name: os.path.join(folder, name) for name in ("lower", "upper", "work", "merged")}
-    options = ",".join([f"{key}dir={_escape(names[key])}" for key in ("lower", "upper", "work")] + ["redirect_dir=on"])
     try:
         for path in names.values():
             os.mkdir(path)
         if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
             raise PermissionError(13, "loop devices may not be used by this user", "/dev/loop-control")
-        linux.mount("sandpoint-trial", os.fsencode(names["merged"]), "overlay", _MOUNT_FLAGS, options.encode())
+        lower, upper, work, merged = map(os.fsencode, names.values())
+        linux.mount_overlay(
+            "sandpoint-trial", merged, _MOUNT_FLAGS, lower=[lower], upper=upper, work=work, options=_OPTIONS
+        )
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:  # no reason to mount by FUSE
             raise state.unwritable(error) from None

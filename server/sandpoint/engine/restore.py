@@ -96,7 +96,7 @@ def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | 
     if kind is None:
         _, reason = overlays.available_kind(state, in_turn=True)
         raise BackupRestoreError(f"this machine cannot mount overlays ({reason}); use mode 'copy'")
-    manifests = [transfer.fetch(source, state, monitor.check, reread=False) for source in request.manifests]
+    manifests = transfer.fetch_all(request.manifests, state, monitor.check)
     with open(manifests[-1], "rb") as file:
         header = read_header(file)
     if kind == "fuse" and len(request.layers) > 1 and header.hardlinks:

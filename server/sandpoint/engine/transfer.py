@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import msgspec
 
 from sandpoint.engine.beside import beside
+from sandpoint.engine.manifest import Manifest
 from sandpoint.engine.state import State, sync_directory, write_new, write_over
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
@@ -114,6 +115,11 @@ def fetch(source: Source, state: State, check: Check, *, reread: bool) -> str:
     return path
 
 
+def fetch_all(sources: Iterable[Source], state: State, check: Check, *, reread: bool = False) -> list[str]:
+    """Return the paths of files whose digests were checked; see `fetch`."""
+    return [fetch(source, state, check, reread=reread) for source in sources]
+
+
 def check_file(source: Source, check: Check) -> None:
     """Read a file to its end and compare it with its size and digest.
 
@@ -152,6 +158,15 @@ def fetch_bytes(source: Source) -> bytes:
     if len(content) != source.size or hashlib.sha256(content).hexdigest() != source.sha256:
         raise BackupIntegrityError(f"{source.grant.path} was altered: its SHA-256 is another; nothing was changed")
     return content
+
+
+def fetch_manifest(sources: Iterable[Source]) -> Manifest:
+    """Return the manifest of a backup from its manifest files, that of the full one it is built on first.
+
+    Raises:
+        BackupIntegrityError: One is missing or altered, or is no manifest.
+    """
+    return Manifest.from_chain([fetch_bytes(source) for source in sources])
 
 
 class _Stamp(msgspec.Struct, frozen=True):

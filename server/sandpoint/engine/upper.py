@@ -101,12 +101,7 @@ class Past:
     def proves(self, present: Entry) -> bool:
         """Whether a stamp says that a file has the same bytes as in the tree."""
         known = self.entries.get(present.path)
-        return (
-            known is not None
-            and known.ctime_ns != 0
-            and (known.ino, known.ctime_ns, known.mtime_ns, known.size)
-            == (present.ino, present.ctime_ns, present.mtime_ns, present.size)
-        )
+        return known is not None and known.ctime_ns != 0 and known.has_stamp_of(present)
 
 
 def _count(entries: Iterable[Entry]) -> int:

@@ -18,7 +18,7 @@ from sandpoint.engine import overlay as overlays
 from sandpoint.engine import reading
 from sandpoint.engine import restore as restore_engine
 from sandpoint.engine.capabilities import find_capabilities
-from sandpoint.engine.directory import check_allowed, is_within, parse_directory
+from sandpoint.engine.directory import check_allowed, is_within_any, parse_directory
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.errors import StoreUnavailableError
@@ -109,7 +109,7 @@ class LocalSandbox:
 
     def is_allowed(self, dir: str) -> bool:
         """Whether a directory is one of the allowed ones or below; see `Sandbox`."""
-        return self._allowed is None or any(is_within(dir, allowed) for allowed in self._allowed)
+        return self._allowed is None or is_within_any(dir, self._allowed)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
