@@ -293,6 +293,51 @@ class PathGrant(Strict):
     path: str
 
 
+class _KeyGrant(Strict):
+    # A URL or a header with a signature lets whoever has it in: neither is shown.
+    key: str
+    """The file's key in the store: how messages call it."""
+
+
+class GetGrant(_KeyGrant):
+    """Leave to read one file by a presigned URL, in ranges if so wished, for some time."""
+
+    kind: Literal["get"] = "get"
+    url: Annotated[str, Field(repr=False)]
+
+
+class PutGrant(_KeyGrant):
+    """Leave to write one file by a presigned URL, in one request with just these headers, for some time."""
+
+    kind: Literal["put"] = "put"
+    url: Annotated[str, Field(repr=False)]
+    headers: Annotated[dict[str, str], Field(repr=False)]
+
+
+class MultipartGrant(_KeyGrant):
+    """Leave to write one file in parts of `part_bytes` each, the last one shorter, by a presigned URL for each."""
+
+    kind: Literal["multipart"] = "multipart"
+    part_bytes: Annotated[int, Field(gt=0)]
+    urls: Annotated[tuple[str, ...], Field(repr=False)]
+
+
+class RelayGrant(_KeyGrant):
+    """Leave to read or write one file through the server, which has the store's credentials."""
+
+    kind: Literal["relay"] = "relay"
+
+
+class CachedGrant(Strict):
+    """Leave to read what lies in the sandbox's cache, and nowhere else."""
+
+    kind: Literal["cached"] = "cached"
+
+
+ReadGrant = PathGrant | GetGrant | RelayGrant | CachedGrant
+WriteGrant = PathGrant | PutGrant | MultipartGrant | RelayGrant
+
+
 class StoredFile(Strict):
     """A file as it lies in a store: its size in bytes and its digest."""
 
@@ -300,10 +345,21 @@ class StoredFile(Strict):
     sha256: Sha256
 
 
+class SentFile(StoredFile):
+    """A file that was sent through a grant; `parts` are the ETags of its parts, where it went in parts."""
+
+    parts: tuple[str, ...] = ()
+
+
 class Source(StoredFile):
     """A stored file with leave to read it."""
 
-    grant: PathGrant
+    grant: Annotated[ReadGrant, Field(discriminator="kind")]
+
+
+FileRole = Literal["layer", "manifest"]
+AskGrant = Callable[[FileRole, StoredFile], Coroutine[Any, Any, WriteGrant]]
+"""Asked for leave to write a file of a new backup, once its size and digest are known."""
 
 
 class Parent(Strict):
@@ -327,8 +383,8 @@ class CaptureRequest(Strict):
     excludes: tuple[Pattern, ...] = ()
     use_gitignore: bool = False
     compression: Compression = "zstd"
-    layer: PathGrant
-    manifest: PathGrant
+    staging: str | None = None
+    """A folder on the store's own filesystem to make the files in; None: the state directory's."""
     parent: Parent | None = None
     """What a delta may be built on; None for a full layer."""
     cover: tuple[Source, ...] = ()
@@ -339,8 +395,8 @@ class Captured(Strict):
     """What a capture made: a full layer, a delta on the request's parent, or nothing where nothing has changed."""
 
     kind: Kind
-    layer: StoredFile | None
-    manifest: StoredFile | None
+    layer: SentFile | None
+    manifest: SentFile | None
     file_count: int
     total_bytes: int
     unstable_paths: tuple[str, ...] = ()

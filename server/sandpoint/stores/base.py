@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from sandpoint.engine.relay import Relay
 from sandpoint.errors import InvalidBackupConfigError
-from sandpoint.models import BackupMetadata, PathGrant, Source, StoredLayer, parse_backup_id
+from sandpoint.models import BackupMetadata, SentFile, Source, StoredFile, StoredLayer, WriteGrant, parse_backup_id
 
 LAYER_NAME = "data.sqsh"
 MANIFEST_NAME = "manifest.zst"
@@ -15,12 +16,11 @@ METADATA_NAME = "meta.json"
 
 @dataclass(frozen=True)
 class Upload:
-    """Leave to write the files of one new backup, and their keys."""
+    """The keys of the files of one new backup; `staging` is a folder to make them in, where the store has one."""
 
-    layer: PathGrant
-    manifest: PathGrant
     layer_key: str
     manifest_key: str
+    staging: str | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -78,12 +78,17 @@ class Store(Protocol):
         """Where it lies on this machine, if it does: no directory around or in it may be backed up."""
         ...
 
+    @property
+    def relay(self) -> Relay | None:
+        """What carries files for engines that cannot reach the store; None where all that it grants is reachable."""
+        ...
+
     async def check(self) -> None:
         """See that backups can be written, making the store if it is not there."""
         ...
 
     async def begin(self, backup_id: str, needs: Collection[StoredLayer] = ()) -> Upload:
-        """Grant leave to write a new backup's files. End with `commit` or `abandon`.
+        """Prepare for a new backup's files. End with `commit` or `abandon`.
 
         Args:
             backup_id: The new one.
@@ -91,6 +96,18 @@ class Store(Protocol):
 
         Raises:
             BackupIntegrityError: One of those is gone.
+        """
+        ...
+
+    async def grant_put(self, key: str, file: StoredFile) -> WriteGrant:
+        """Grant leave to write a file of a backup that was begun."""
+        ...
+
+    async def accept(self, key: str, file: SentFile) -> None:
+        """See that a file that was sent has arrived, whole.
+
+        Raises:
+            StoreUnavailableError: It has not.
         """
         ...
 
