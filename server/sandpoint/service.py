@@ -1,9 +1,10 @@
 """BackupService: every operation, read top to bottom as the steps of the design."""
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import anyio
 from anyio.abc import ByteReceiveStream
@@ -38,6 +39,7 @@ from sandpoint.models import (
     CreateOptions,
     DeleteResult,
     DiffOptions,
+    FileRole,
     ListOptions,
     Mode,
     Parent,
@@ -50,9 +52,11 @@ from sandpoint.models import (
     RestoreOptions,
     RestoreResult,
     Source,
+    StoredFile,
     StoredLayer,
     UnmountResult,
     VerifyResult,
+    WriteGrant,
     check_options,
     parse_backup_id,
 )
@@ -212,13 +216,14 @@ class BackupService:
                     excludes=options.excludes,
                     use_gitignore=options.use_gitignore,
                     compression=self._compression,
-                    layer=upload.layer,
-                    manifest=upload.manifest,
+                    staging=upload.staging,
                     parent=None if base is None else self._as_parent(base),
                     cover=cover,
                 ),
                 report,
+                partial(self._grant, upload),
             )
+            await self._accept(upload, captured)
             metadata = _describe(backup_id, path, options, await self._sandbox.id(), upload, captured, parent)
             await self._store.commit(metadata)
         return _Capture(
@@ -226,6 +231,14 @@ class BackupService:
             manifests=tuple(manifest.sha256 for manifest in metadata.manifests),
             has_changed=captured.manifest is not None,
         )
+
+    async def _grant(self, upload: Upload, role: FileRole, file: StoredFile) -> WriteGrant:
+        return await self._store.grant_put(upload.key_of(role), file)
+
+    async def _accept(self, upload: Upload, captured: Captured) -> None:
+        for key, sent in ((upload.layer_key, captured.layer), (upload.manifest_key, captured.manifest)):
+            if sent is not None:
+                await self._store.accept(key, sent)
 
     def _as_parent(self, base: "_Base") -> Parent:
         parent, whole = base.metadata, base.whole
@@ -593,11 +606,14 @@ class BackupService:
 
     async def _check(self, stored: StoredLayer) -> None:
         source = self._store.source(stored)
-        await anyio.to_thread.run_sync(lambda: transfer.check_file(source, anyio.from_thread.check_cancelled))
+        await self._in_thread(lambda check: transfer.check_source(source, self._store.relay, check))
 
     async def _check_manifests(self, metadata: BackupMetadata) -> None:
         sources = [self._store.source(stored) for stored in metadata.manifests]
-        await anyio.to_thread.run_sync(lambda: transfer.fetch_manifest(sources))
+        await self._in_thread(lambda check: transfer.read_manifest(sources, self._store.relay, check))
+
+    async def _in_thread(self, work: Callable[[Callable[[], None]], object]) -> None:
+        await anyio.to_thread.run_sync(lambda: work(anyio.from_thread.check_cancelled))
 
     async def delete(self, backup_id: str) -> DeleteResult:
         """Delete a backup: hidden at once, its files removed unless another backup names them.
@@ -798,9 +814,9 @@ def _describe(
     manifests = () if base is None else base.manifests
     layers = () if base is None else base.layers
     if captured.manifest is not None:
-        manifests += (StoredLayer(key=upload.manifest_key, **dict(captured.manifest)),)
+        manifests += (_stored_as(upload.manifest_key, captured.manifest),)
     if captured.layer is not None:
-        layers += (StoredLayer(key=upload.layer_key, **dict(captured.layer)),)
+        layers += (_stored_as(upload.layer_key, captured.layer),)
     return BackupMetadata(
         format_version=FORMAT_VERSION,
         id=backup_id,
@@ -823,6 +839,10 @@ def _describe(
         parent_manifests=manifests[:-1],
         layers=layers,
     )
+
+
+def _stored_as(key: str, file: StoredFile) -> StoredLayer:
+    return StoredLayer(key=key, size=file.size, sha256=file.sha256)
 
 
 def _planned(backup_id: str, path: str, options: RestoreOptions, changes: Changes) -> RestoreResult:

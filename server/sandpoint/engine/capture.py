@@ -1,24 +1,27 @@
 """Capture: a directory into a layer and a manifest, full or of what has changed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sandpoint.engine import tools, transfer
 from sandpoint.engine.capture_deltas import capture_delta
 from sandpoint.engine.capture_full import capture_full
 from sandpoint.engine.ignore import GitError
 from sandpoint.engine.index import Index, write_index
-from sandpoint.engine.made import Made
+from sandpoint.engine.made import Made, layer_file, manifest_file
 from sandpoint.engine.manifest import Manifest, display
 from sandpoint.engine.place import opened_place
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.walk import UnreadableError
-from sandpoint.errors import BackupCreateError
-from sandpoint.models import Captured, CaptureRequest, Source, StoredFile
+from sandpoint.errors import BackupCreateError, StoreUnavailableError
+from sandpoint.models import Captured, CaptureRequest, FileRole, SentFile, Source, StoredFile, WriteGrant
+
+Ask = Callable[[FileRole, StoredFile], WriteGrant]
+"""Asked for leave to write a file, once its size and digest are known."""
 
 
-def capture(request: CaptureRequest, state: State, monitor: Monitor) -> Captured:
-    """Capture a directory, and send what was made through its grants.
+def capture(request: CaptureRequest, state: State, monitor: Monitor, ask: Ask) -> Captured:
+    """Capture a directory, and send what was made through the grants that are given for it.
 
     That is a delta where the request names a parent that is whole, and little has changed since; nothing at all where
     nothing has changed; else a full layer.
@@ -29,8 +32,11 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor) -> Captured
         StoreUnavailableError: The store cannot be written.
     """
     with opened_place(state, request.dir) as place, state.working() as work:
+        request = request.model_copy(update={"staging": request.staging or work})
         try:
-            made = capture_delta(request, place, state, work, monitor) or capture_full(request, place, work, monitor)
+            made = capture_delta(request, place, state, work, monitor) or capture_full(
+                request, place, state, work, monitor
+            )
         except UnreadableError as error:
             raise BackupCreateError(
                 f"{request.dir} cannot be backed up, for this user may not read {error}; "
@@ -42,20 +48,38 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor) -> Captured
             where = f" ({error.filename})" if error.filename else ""
             raise BackupCreateError(f"{request.dir} cannot be backed up: {error.strerror}{where}") from error
         monitor.progress("storing", 0)
-        if made.layer is not None:
-            transfer.send(request.layer, made.layer, state)
-        manifest = None if made.manifest is None else transfer.send_bytes(request.manifest, made.manifest, state)
+        layer, manifest = _send(request, made, state, monitor, ask)
         if made.tree is not None:
             write_index(state, request.dir, _index(request, made, manifest, made.tree))
         return Captured(
             kind=made.kind,
-            layer=made.layer,
+            layer=layer,
             manifest=manifest,
             file_count=made.file_count,
             total_bytes=made.total_bytes,
             unstable_paths=tuple(display(path) for path in made.header.unstable),
             skipped_mounts=tuple(display(path) for path in made.header.mounts),
         )
+
+
+def _send(
+    request: CaptureRequest, made: Made, state: State, monitor: Monitor, ask: Ask
+) -> tuple[SentFile | None, SentFile | None]:
+    layer = manifest = None
+    if made.layer is not None:
+        layer = transfer.send(layer_file(request), made.layer, ask("layer", made.layer), state, monitor.check)
+    if made.manifest is not None:
+        path = manifest_file(request)
+        stored = _seal(path, made.manifest)
+        manifest = transfer.send(path, stored, ask("manifest", stored), state, monitor.check)
+    return layer, manifest
+
+
+def _seal(path: str, content: bytes) -> StoredFile:
+    try:
+        return transfer.seal_bytes(path, content)
+    except OSError as error:
+        raise StoreUnavailableError(f"{path} cannot be written: {error.strerror}; free some space there") from error
 
 
 def _index(request: CaptureRequest, made: Made, manifest: StoredFile | None, tree: Manifest) -> Index:

@@ -15,7 +15,7 @@ from sandpoint.engine.contents import always, differing
 from sandpoint.engine.delta import Delta, build
 from sandpoint.engine.ignore import Rules, git_ignored
 from sandpoint.engine.index import read_index
-from sandpoint.engine.made import ATTEMPTS, Made, covered, made_of
+from sandpoint.engine.made import ATTEMPTS, Made, covered, layer_file, made_of
 from sandpoint.engine.manifest import Entry, Header, Manifest, layers_with, read_header
 from sandpoint.engine.overlay import Overlay, shown_by
 from sandpoint.engine.place import Place
@@ -38,29 +38,29 @@ def capture_delta(request: CaptureRequest, place: Place, state: State, work: str
     parent = request.parent
     if parent is None:
         return None
+    check = monitor.check
     try:
-        layers, manifests = (
-            transfer.fetch_all(sources, state, monitor.check) for sources in (parent.layers, parent.manifests)
-        )
+        transfer.assure((*parent.layers, *parent.manifests), state, check)
         if place.overlay is not None:
-            return _on_overlay(request, parent, place.overlay, manifests[-1], layers, place, work, monitor)
+            return _on_overlay(request, parent, place.overlay, place, state, work, monitor)
         if not place.stamps:
             return None  # every file would have to be compared with the layers, which takes longer than a full capture
         index = read_index(state, request.dir)
-        if index is None or index.manifests != tuple(source.sha256 for source in parent.manifests):
-            return _capture_since(request, transfer.fetch_manifest(parent.manifests), layers, place, work, monitor)
-        made = _capture_since(request, index.tree, layers, place, work, monitor)
-        return replace(made, tree=None) if made is not None and made.tree is index.tree else made
+        known = index is not None and index.manifests == tuple(source.sha256 for source in parent.manifests)
+        tree = index.tree if index is not None and known else transfer.fetch_manifest(parent.manifests, state, check)
+        chain = Chain(lambda: transfer.fetch_all(parent.layers, state, check), tree, work, check)
+        made = _capture_since(request, tree, chain, place, state, monitor)
+        return replace(made, tree=None) if known and made is not None and made.tree is tree else made
     except (BackupIntegrityError, StoreUnavailableError):
         return None  # nothing is built on what is damaged
 
 
 def _capture_since(
-    request: CaptureRequest, parent: Manifest, layers: Sequence[str], place: Place, work: str, monitor: Monitor
+    request: CaptureRequest, parent: Manifest, chain: Chain, place: Place, state: State, monitor: Monitor
 ) -> Made | None:
     ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
-    rules = Rules(request.excludes, paths=ignored, cover=covered(request))
-    chain = Chain(lambda: layers, parent, work, monitor.check)
+    rules = Rules(request.excludes, paths=ignored, cover=covered(request, state, monitor))
+    below = 0 if request.parent is None else len(request.parent.layers)
 
     def differ(doubtful: list[Entry]) -> set[bytes]:
         with chain.opened(doubtful) as kept:
@@ -90,11 +90,11 @@ def _capture_since(
         if not moved:
             break
     present = _as_delta_has_it(present, moved)
-    with transfer.sealing(request.layer, monitor.check) as sealed:
+    with transfer.sealing(layer_file(request), monitor.check) as sealed:
         shown = beyond_squashfs(present.entries.values(), frozenset(present.header.mounts), delta=True)
         header = msgspec.structs.replace(present.header, beyond_squashfs=shown)
         stored = Manifest(header, present.entries).since(parent, delta.brought)
-        tree = Manifest(header, present.entries, layers_with(parent.layers, stored, len(layers)))
+        tree = Manifest(header, present.entries, layers_with(parent.layers, stored, below))
         return made_of("delta", sealed(), tree, stored=stored)
 
 
@@ -110,7 +110,7 @@ def _is_worth(delta: Delta, parent_entries: int, parent_bytes: int) -> bool:
 def _build_delta(
     delta: Delta, request: CaptureRequest, place: Place, monitor: Monitor, *, written: int | None
 ) -> dict[bytes, int]:
-    out = transfer.unfinished(request.layer)
+    out = layer_file(request)
     with suppress(FileNotFoundError):
         os.unlink(out)
     return build(delta, root=place.fd, out=out, compression=request.compression, written=written, check=monitor.check)
@@ -132,13 +132,13 @@ def _on_overlay(
     request: CaptureRequest,
     parent: Parent,
     overlay: Overlay,
-    manifest: str,
-    layers: Sequence[str],
     place: Place,
+    state: State,
     work: str,
     monitor: Monitor,
 ) -> Made | None:
     """Capture what the upper layer of an overlay changed since the parent, at the cost of that alone."""
+    layers = transfer.fetch_all(parent.layers, state, monitor.check)
     with ExitStack() as opened:
         try:
             before = opened.enter_context(shown_by(layers, work))
@@ -146,10 +146,10 @@ def _on_overlay(
             return None  # no loop device is left, say; a full capture needs none
         upper = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         opened.callback(os.close, upper)
-        with open(manifest, "rb") as file:
+        with open(transfer.fetch(parent.manifests[-1], state, monitor.check), "rb") as file:
             header = read_header(file)
-        past = _past(header, parent, overlay, layers, place)
-        return _capture_upper(request, parent, header, past, before, upper, place, monitor)
+        past = _past(header, parent, overlay, layers, place, state, monitor)
+        return _capture_upper(request, parent, header, past, before, upper, place, state, monitor)
 
 
 def _capture_upper(
@@ -160,10 +160,11 @@ def _capture_upper(
     before: int,
     upper: int,
     place: Place,
+    state: State,
     monitor: Monitor,
 ) -> Made | None:
     ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
-    rules = Rules(request.excludes, paths=ignored, cover=covered(request))
+    rules = Rules(request.excludes, paths=ignored, cover=covered(request, state, monitor))
     stamps = place.upper_is_stamped()
     for _ in range(ATTEMPTS):
         started = time.time_ns()
@@ -194,7 +195,7 @@ def _capture_upper(
         unstable=tuple(sorted(moved)),
     )
     stored = delta_manifest(now, changed, delta.brought, before, past)
-    with transfer.sealing(request.layer, monitor.check) as sealed:
+    with transfer.sealing(layer_file(request), monitor.check) as sealed:
         return _grown(parent, past, changed, sealed(), stored.content, stored.header)
 
 
@@ -216,6 +217,8 @@ def _past(
     overlay: Overlay,
     layers: Sequence[str],
     place: Place,
+    state: State,
+    monitor: Monitor,
 ) -> Past:
     """Return what manifests say of the parent that its layers do not show, and what was upon it.
 
@@ -223,10 +226,14 @@ def _past(
     """
     shown = overlay.record.layers
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(layers, shown, strict=False)))
+    upon, dropped = (
+        [transfer.fetch_bytes(source, state, monitor.check) for source in sources]
+        for sources in (parent.manifests[common:], parent.dropped)
+    )
     return Past.read(
         header,
-        [transfer.fetch_bytes(source) for source in parent.manifests[common:]],
-        [transfer.fetch_bytes(source) for source in parent.dropped],
+        upon,
+        dropped,
         device=os.fstat(place.fd).st_dev,
         by_name=common < len(shown),
     )

@@ -13,10 +13,11 @@ from sandpoint.engine.beside import beside
 from sandpoint.engine.contents import always, differing
 from sandpoint.engine.ignore import Rules, git_ignored
 from sandpoint.engine.layers import opened_layer
-from sandpoint.engine.made import ATTEMPTS, Made, covered, made_of
+from sandpoint.engine.made import ATTEMPTS, Made, covered, layer_file, made_of
 from sandpoint.engine.manifest import Entry, Manifest, display, make_manifest, parent
 from sandpoint.engine.place import Place, settle
 from sandpoint.engine.plan import is_at_or_below
+from sandpoint.engine.state import State
 from sandpoint.engine.tools import Check, Monitor
 from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, number_of, walk_tree
 from sandpoint.models import CaptureRequest
@@ -27,18 +28,18 @@ _COMPLAINT = re.compile(
 )
 
 
-def capture_full(request: CaptureRequest, place: Place, work: str, monitor: Monitor) -> Made:
+def capture_full(request: CaptureRequest, place: Place, state: State, work: str, monitor: Monitor) -> Made:
     """Capture all of it; see `sandpoint.engine.capture.capture`."""
-    cover = covered(request)
+    cover = covered(request, state, monitor)
     ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
     rules = Rules(request.excludes, paths=ignored, cover=cover)
-    partial = transfer.unfinished(request.layer)
+    partial = layer_file(request)
     with _reading_view(place) as view:
         for attempt in range(1, ATTEMPTS + 1):
             with suppress(FileNotFoundError):
                 os.unlink(partial)
             manifest, complaints = _walk_and_build(view, place, rules, request, work, monitor)
-            with transfer.sealing(request.layer, monitor.check) as sealed:
+            with transfer.sealing(partial, monitor.check) as sealed:
                 doubtful = [*moved_since(view, manifest), *_complained(view, manifest, complaints)]
                 stored = sealed()
             if not doubtful and squashfs.count_inodes(partial) != _count_inodes(manifest):
@@ -103,7 +104,7 @@ def _walk_and_build(
     def build(excluded: Sequence[bytes], *, by_name: bool = False) -> squashfs.Build:
         return squashfs.Build(
             view,
-            transfer.unfinished(request.layer),
+            layer_file(request),
             excluded=excluded,
             compression=request.compression,
             scratch=work,

@@ -100,7 +100,7 @@ class _Found:
 @contextmanager
 def _with_directory(request: CompareRequest, state: State, monitor: Monitor) -> Iterator[_Found]:
     """Compare a directory with a backup of it: the plan is that of a restore."""
-    target = read_manifest(request)
+    target = read_manifest(request, state, monitor.check)
     with state.working() as work, explained(request, "compared with the backup"):
         chain = Chain(lambda: fetch_layers(request, state, monitor.check), target, work, monitor.check)
         if not os.path.lexists(request.dir):
@@ -117,7 +117,7 @@ def _with_directory(request: CompareRequest, state: State, monitor: Monitor) -> 
 @contextmanager
 def _with_backup(older: CompareRequest, newer: CompareRequest, state: State, monitor: Monitor) -> Iterator[_Found]:
     """Compare two backups: the plan leads from the older to the newer."""
-    before, after = read_manifest(older), read_manifest(newer)
+    before, after = (read_manifest(each, state, monitor.check) for each in (older, newer))
     with state.working() as work, explained(older, "compared with the other backup"):
         first, second = (
             Chain(partial(fetch_layers, request, state, monitor.check), manifest, work, monitor.check)
@@ -184,13 +184,13 @@ def explained(request: CompareRequest, what: str) -> Iterator[None]:
         raise BackupRestoreError(f"{request.dir} cannot be {what}: {error.strerror}{where}. It is as before") from error
 
 
-def read_manifest(backup: StoredBackup) -> Manifest:
+def read_manifest(backup: StoredBackup, state: State, check: Check) -> Manifest:
     """Return the manifest of a whole backup.
 
     Raises:
         BackupIntegrityError: It is damaged.
     """
-    manifest = transfer.fetch_manifest(backup.manifests)
+    manifest = transfer.fetch_manifest(backup.manifests, state, check)
     if max(manifest.layers.values(), default=0) >= len(backup.layers):
         raise BackupIntegrityError(
             f"the backup's metadata names {len(backup.layers)} layers, and its manifests more; it is damaged"

@@ -1,10 +1,13 @@
 """What a capture made, before it is sent."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sandpoint.engine import transfer
 from sandpoint.engine.manifest import Header, Manifest
+from sandpoint.engine.state import State
+from sandpoint.engine.tools import Monitor
 from sandpoint.models import CaptureRequest, Kind, StoredFile
 
 ATTEMPTS = 2
@@ -41,7 +44,22 @@ def made_of(kind: Kind, layer: StoredFile | None, tree: Manifest, *, stored: Man
     )
 
 
-def covered(request: CaptureRequest) -> Iterable[bytes]:
+def layer_file(request: CaptureRequest) -> str:
+    """Return where the layer is made, until it is sent."""
+    return _staged(request, "layer")
+
+
+def manifest_file(request: CaptureRequest) -> str:
+    """Return where the manifest is written, until it is sent."""
+    return _staged(request, "manifest")
+
+
+def _staged(request: CaptureRequest, name: str) -> str:
+    assert request.staging is not None, "set before anything is made"
+    return os.path.join(request.staging, f"{name}.partial")
+
+
+def covered(request: CaptureRequest, state: State, monitor: Monitor) -> Iterable[bytes]:
     """Return the paths that are captured although a rule excludes them.
 
     Raises:
@@ -49,4 +67,4 @@ def covered(request: CaptureRequest) -> Iterable[bytes]:
     """
     if not request.cover or not (request.excludes or request.use_gitignore):
         return ()
-    return transfer.fetch_manifest(request.cover).entries
+    return transfer.fetch_manifest(request.cover, state, monitor.check).entries

@@ -28,9 +28,9 @@ def open_file(request: ReadRequest, state: State, monitor: Monitor) -> BinaryIO:
         BackupIntegrityError: The manifest or the layer is damaged.
         BackupRestoreError: The layer cannot be read here.
     """
-    manifest = read_manifest(request)
+    manifest = read_manifest(request, state, monitor.check)
     entry = _find(request, manifest)
-    layer = transfer.fetch(request.layers[manifest.layers.get(entry.path, 0)], state, monitor.check, reread=False)
+    layer = transfer.fetch(request.layers[manifest.layers.get(entry.path, 0)], state, monitor.check)
     try:
         with state.working() as work, opened_layer(layer, [entry.path], work, monitor.check) as root:
             fd = open_regular(root, entry.path)

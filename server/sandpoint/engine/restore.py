@@ -54,7 +54,7 @@ def restore(request: ApplyRequest, state: State, kind: overlays.Kind | None, mon
 
 
 def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Applied:
-    backup = read_manifest(request)
+    backup = read_manifest(request, state, monitor.check)
     with ExitStack() as stack:
         work = stack.enter_context(state.working())
         # The layer is read again beside the comparison.

@@ -4,6 +4,7 @@ turns/            the queue of operations
 work/{uuid}/      what one operation needs while it runs; what a dead one left is cleared by the next
 overlays/{uuid}/  the upper layer and the record of each overlay mount
 checked/{sha256}  the stamp of a file whose digest was seen to be this one
+cache/            what was fetched from a store; see `sandpoint.engine.cache`
 captures/{key}    the id of the last backup that was taken of a directory; with `.index`, what it held then
 sandbox-id        names this machine's trees in the metadata of backups
 """
@@ -23,6 +24,7 @@ from contextlib import contextmanager, suppress
 from sandpoint.engine import linux, mounts, tools
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.layers import fuse_unmount
+from sandpoint.engine.relay import Relay
 from sandpoint.engine.turns import Ticket
 from sandpoint.errors import SandboxUnavailableError
 
@@ -31,16 +33,29 @@ _TRIAL = "trial-"
 _TRIAL_ENDS_S = 3600
 _NOTES_END_S = 30 * 86400
 
+DEFAULT_CACHE_BYTES = 10 << 30
+
 
 class State:
     """The state directory of one sandbox. Its methods are for the one operation whose turn it is."""
 
-    def __init__(self, path: str) -> None:
-        """Name the directory; it is made when first used."""
+    def __init__(self, path: str, *, cache_bytes: int = DEFAULT_CACHE_BYTES, relay: Relay | None = None) -> None:
+        """Name the directory; it is made when first used.
+
+        Args:
+            path: Where it is.
+            cache_bytes: What the cache may hold between operations.
+            relay: What carries files to and from a store that cannot be reached from here.
+        """
         self.path = path
+        self.cache_bytes = cache_bytes
+        self.relay = relay
+        self.held: dict[str, int] = {}
+        """Locks on the files of the cache that the operation uses, by digest."""
         self.work = os.path.join(path, "work")
         self.overlays = os.path.join(path, "overlays")
         self.checked = os.path.join(path, "checked")
+        self.cache = os.path.join(path, "cache")
         self._captures = os.path.join(path, "captures")
 
     def prepare(self) -> None:
@@ -50,7 +65,7 @@ class State:
             SandboxUnavailableError: It cannot be made or written.
         """
         try:
-            for folder in (self.path, self.work, self.overlays, self.checked, self._captures):
+            for folder in (self.path, self.work, self.overlays, self.checked, self.cache, self._captures):
                 os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as error:
             raise self._unusable(error) from None

@@ -8,6 +8,7 @@ from anyio.abc import ByteReceiveStream
 from sandpoint.models import (
     Applied,
     ApplyRequest,
+    AskGrant,
     BackupId,
     Capabilities,
     Captured,
@@ -60,8 +61,8 @@ class Sandbox(Protocol):
         """Wait for all that was asked of this sandbox before, here and in other processes."""
         ...
 
-    async def capture(self, request: CaptureRequest, report: Report) -> Captured:
-        """Walk, build a layer, send it through the grant; on failure nothing is left."""
+    async def capture(self, request: CaptureRequest, report: Report, ask: AskGrant) -> Captured:
+        """Walk, build a layer, ask for a grant and send it through that; on failure nothing is left."""
         ...
 
     async def last_capture(self, dir: str) -> LastCapture:

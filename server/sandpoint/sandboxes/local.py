@@ -12,28 +12,33 @@ import anyio.to_thread
 from anyio.abc import ByteReceiveStream
 from anyio.streams.file import FileReadStream
 
+from sandpoint.engine import cache, reading
 from sandpoint.engine import capture as capture_engine
 from sandpoint.engine import compare as compare_engine
 from sandpoint.engine import overlay as overlays
-from sandpoint.engine import reading
 from sandpoint.engine import restore as restore_engine
 from sandpoint.engine.capabilities import find_capabilities
 from sandpoint.engine.directory import check_allowed, is_within_any, parse_directory
-from sandpoint.engine.state import State
+from sandpoint.engine.relay import Relay
+from sandpoint.engine.state import DEFAULT_CACHE_BYTES, State
 from sandpoint.engine.tools import Monitor
 from sandpoint.errors import StoreUnavailableError
 from sandpoint.models import (
     Applied,
     ApplyRequest,
+    AskGrant,
     Capabilities,
     Captured,
     CaptureRequest,
     Changes,
     CompareRequest,
     ContentChanges,
+    FileRole,
     Progress,
     ReadRequest,
     Report,
+    StoredFile,
+    WriteGrant,
 )
 from sandpoint.sandboxes.base import LastCapture, OverlayState
 
@@ -83,6 +88,8 @@ class LocalSandbox:
         allowed_dirs: Sequence[str] | None = None,
         kept_out: Sequence[str] = (),
         overlay: Literal["kernel", "fuse"] | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        relay: Relay | None = None,
     ) -> None:
         """Describe the sandbox; nothing is made or read yet.
 
@@ -91,8 +98,10 @@ class LocalSandbox:
             allowed_dirs: Directories that may be used, with all below them; None allows any but the system's.
             kept_out: Directories, besides the state directory, that may not lie in one used, nor it in them.
             overlay: Mount overlays this way only; by default the kernel's where it can, else FUSE.
+            cache_bytes: What the cache of the store's files may hold between operations.
+            relay: What carries files to and from a store that cannot be reached from here.
         """
-        self._state = State(state_dir)
+        self._state = State(state_dir, cache_bytes=cache_bytes, relay=relay)
         self._allowed = allowed_dirs
         self._kept_out = (state_dir, *kept_out)
         self._overlay = overlay
@@ -119,7 +128,11 @@ class LocalSandbox:
             while not ticket.is_next():  # noqa: ASYNC110 - the queue is shared with other processes
                 await anyio.sleep(_POLL_S)
             await anyio.to_thread.run_sync(self._heal)
-            yield
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(cache.release, self._state)
         finally:
             ticket.give_back()
 
@@ -127,9 +140,13 @@ class LocalSandbox:
         self._state.heal()
         overlays.heal(self._state)
 
-    async def capture(self, request: CaptureRequest, report: Report) -> Captured:
+    async def capture(self, request: CaptureRequest, report: Report, ask: AskGrant) -> Captured:
         """Capture a directory; see `sandpoint.engine.capture.capture`."""
-        return await self._run(lambda monitor: capture_engine.capture(request, self._state, monitor), report)
+
+        def granted(role: FileRole, file: StoredFile) -> WriteGrant:
+            return anyio.from_thread.run(ask, role, file)
+
+        return await self._run(lambda monitor: capture_engine.capture(request, self._state, monitor, granted), report)
 
     async def last_capture(self, dir: str) -> LastCapture:
         """Return the last backup taken of a directory, and the one that an overlay on it shows."""

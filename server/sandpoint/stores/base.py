@@ -7,7 +7,16 @@ from uuid import UUID
 
 from sandpoint.engine.relay import Relay
 from sandpoint.errors import InvalidBackupConfigError
-from sandpoint.models import BackupMetadata, SentFile, Source, StoredFile, StoredLayer, WriteGrant, parse_backup_id
+from sandpoint.models import (
+    BackupMetadata,
+    FileRole,
+    SentFile,
+    Source,
+    StoredFile,
+    StoredLayer,
+    WriteGrant,
+    parse_backup_id,
+)
 
 LAYER_NAME = "data.sqsh"
 MANIFEST_NAME = "manifest.zst"
@@ -21,6 +30,10 @@ class Upload:
     layer_key: str
     manifest_key: str
     staging: str | None = None
+
+    def key_of(self, role: FileRole) -> str:
+        """Return the key of one of them."""
+        return self.layer_key if role == "layer" else self.manifest_key
 
 
 @dataclass(frozen=True, order=True)

@@ -174,7 +174,9 @@ class S3Store:
         for stored in needs:
             found = self._size(stored.key)
             if found != stored.size:
-                raise BackupIntegrityError(f"{stored.key} is {'missing' if found is None else 'truncated'} in the store")
+                raise BackupIntegrityError(
+                    f"{stored.key} is {'missing' if found is None else 'truncated'} in the store"
+                )
 
     async def commit(self, metadata: BackupMetadata) -> None:
         """Write `meta.json`, which makes the backup visible."""

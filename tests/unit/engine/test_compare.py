@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.engine import HEADER, entry, folder, manifest
+from helpers.engine import HEADER, entry, folder, manifest, never
 from sandpoint.engine.compare import read_manifest
 from sandpoint.engine.manifest import Manifest, make_manifest, paths_named
+from sandpoint.engine.state import State
 from sandpoint.errors import BackupIntegrityError
 from sandpoint.models import PathGrant, Source, StoredBackup
 
@@ -23,13 +24,14 @@ def stored(folder_: Path, *contents: bytes) -> tuple[Source, ...]:
 
 
 def test_a_backup_with_fewer_layers_than_its_manifests_need_is_damaged(tmp_path: Path) -> None:
+    state = State(str(tmp_path / "state"))
     parent = manifest(entry(b"a"), entry(b"b"))
     later = make_manifest(HEADER, [folder(b""), entry(b"a", size=2), entry(b"b")])
     manifests = stored(tmp_path, parent.content, later.since(parent, {b"a"}).content)
     whole = StoredBackup(manifests=manifests, layers=manifests)
-    assert read_manifest(whole).layers == {b"a": 1}
+    assert read_manifest(whole, state, never).layers == {b"a": 1}
     with pytest.raises(BackupIntegrityError, match="names 1 layers"):
-        read_manifest(whole.model_copy(update={"layers": manifests[:1]}))
+        read_manifest(whole.model_copy(update={"layers": manifests[:1]}), state, never)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.engine import Stopped, never, stop
-from sandpoint.engine import transfer
+from sandpoint.engine import checked, transfer
 from sandpoint.engine.state import State
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import PathGrant, Source, StoredFile
@@ -39,7 +39,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("it was read again")
 
-    monkeypatch.setattr(transfer, "check_file", refuse)
+    monkeypatch.setattr(checked, "check_file", refuse)
 
 
 def truncate(path: Path) -> None:
@@ -60,63 +60,57 @@ DAMAGES = pytest.mark.parametrize("damage", [truncate, alter, grow, os.unlink])
 # -- sending --
 
 
-def seal(grant: PathGrant) -> StoredFile:
-    with transfer.sealing(grant, never) as sealed:
+def seal(path: Path) -> StoredFile:
+    with transfer.sealing(str(path), never) as sealed:
         return sealed()
 
 
-def test_an_unfinished_file_is_sealed_and_sent(tmp_path: Path, state: State) -> None:
-    grant = PathGrant(path=str(tmp_path / "data.sqsh"))
-    Path(transfer.unfinished(grant)).write_bytes(CONTENT)
-    sealed = seal(grant)
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    path = tmp_path / "layer.partial"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def test_a_file_is_sealed_and_sent_to_its_place(tmp_path: Path, made: Path, state: State) -> None:
+    place = tmp_path / "data.sqsh"
+    sealed = seal(made)
     assert sealed == StoredFile(size=len(CONTENT), sha256=SHA256)
-    assert not os.path.exists(grant.path)
-    transfer.send(grant, sealed, state)
-    assert Path(grant.path).read_bytes() == CONTENT
-    assert not os.path.exists(transfer.unfinished(grant))
+    sent = transfer.send(str(made), sealed, PathGrant(path=str(place)), state, never)
+    assert (sent.size, sent.sha256, sent.parts) == (len(CONTENT), SHA256, ())
+    assert place.read_bytes() == CONTENT
+    assert not made.exists()
 
 
-def test_what_was_sent_need_not_be_read_again(tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    grant = PathGrant(path=str(tmp_path / "data.sqsh"))
-    Path(transfer.unfinished(grant)).write_bytes(CONTENT)
-    transfer.send(grant, seal(grant), state)
+def test_what_was_sent_need_not_be_read_again(
+    tmp_path: Path, made: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "data.sqsh"
+    transfer.send(str(made), seal(made), PathGrant(path=str(place)), state, never)
     forbid_reading(monkeypatch)
-    assert transfer.fetch(source_of(tmp_path / "data.sqsh"), state, never, reread=False) == grant.path
+    assert transfer.fetch(source_of(place), state, never) == str(place)
 
 
-def test_sealing_can_be_stopped(tmp_path: Path) -> None:
-    grant = PathGrant(path=str(tmp_path / "data.sqsh"))
-    Path(transfer.unfinished(grant)).write_bytes(CONTENT)
-
-    with pytest.raises(Stopped), transfer.sealing(grant, stop) as sealed:
+def test_sealing_can_be_stopped(made: Path) -> None:
+    with pytest.raises(Stopped), transfer.sealing(str(made), stop) as sealed:
         sealed()
 
 
 def test_what_cannot_be_sealed_is_an_os_error(tmp_path: Path) -> None:
-    with (
-        pytest.raises(FileNotFoundError),
-        transfer.sealing(PathGrant(path=str(tmp_path / "data.sqsh")), never) as sealed,
-    ):
+    with pytest.raises(FileNotFoundError), transfer.sealing(str(tmp_path / "data.sqsh"), never) as sealed:
         sealed()
 
 
-def test_a_small_file_is_sent_whole_and_once(tmp_path: Path, state: State) -> None:
-    folder = tmp_path / "store"
-    folder.mkdir()
-    grant = PathGrant(path=str(folder / "manifest.zst"))
-    assert transfer.send_bytes(grant, CONTENT, state) == StoredFile(size=len(CONTENT), sha256=SHA256)
-    with pytest.raises(StoreUnavailableError, match=r"the store cannot keep .*manifest\.zst: File exists"):
-        transfer.send_bytes(grant, b"other", state)
-    assert Path(grant.path).read_bytes() == CONTENT
-    assert os.listdir(folder) == ["manifest.zst"]
+def test_a_small_file_is_sealed_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.partial"
+    assert transfer.seal_bytes(str(path), CONTENT) == StoredFile(size=len(CONTENT), sha256=SHA256)
+    assert path.read_bytes() == CONTENT
 
 
-def test_a_store_that_went_away_is_said(tmp_path: Path, state: State) -> None:
+def test_a_store_that_went_away_is_said(tmp_path: Path, made: Path, state: State) -> None:
     grant = PathGrant(path=str(tmp_path / "gone" / "data.sqsh"))
-    with pytest.raises(StoreUnavailableError, match="No such file"):
-        transfer.send_bytes(grant, CONTENT, state)
-    with pytest.raises(StoreUnavailableError, match="No such file"):
-        transfer.send(grant, StoredFile(size=1, sha256=SHA256), state)
+    with pytest.raises(StoreUnavailableError, match=r"the store cannot keep .*data\.sqsh: No such file"):
+        transfer.send(str(made), seal(made), grant, state, never)
 
 
 # -- fetching --
@@ -125,7 +119,7 @@ def test_a_store_that_went_away_is_said(tmp_path: Path, state: State) -> None:
 def test_a_whole_file_is_fetched(stored: Path, state: State) -> None:
     for reread in (True, False):
         assert transfer.fetch(source_of(stored), state, never, reread=reread) == str(stored)
-    assert transfer.fetch_bytes(source_of(stored)) == CONTENT
+    assert transfer.fetch_bytes(source_of(stored), state, never) == CONTENT
 
 
 @DAMAGES
@@ -135,50 +129,50 @@ def test_damage_is_found(stored: Path, state: State, damage: Callable[[Path], ob
         with pytest.raises(BackupIntegrityError, match=r"data\.sqsh"):
             transfer.fetch(source_of(stored), state, never, reread=reread)
     with pytest.raises(BackupIntegrityError, match=r"data\.sqsh"):
-        transfer.fetch_bytes(source_of(stored))
+        transfer.fetch_bytes(source_of(stored), state, never)
     with pytest.raises(BackupIntegrityError, match=r"data\.sqsh"):
-        transfer.check_file(source_of(stored), never)
+        transfer.check_source(source_of(stored), None, never)
 
 
 @DAMAGES
 def test_damage_after_a_check_is_found(stored: Path, state: State, damage: Callable[[Path], object]) -> None:
-    transfer.fetch(source_of(stored), state, never, reread=False)
+    transfer.fetch(source_of(stored), state, never)
     damage(stored)
     with pytest.raises(BackupIntegrityError):
-        transfer.fetch(source_of(stored), state, never, reread=False)
+        transfer.fetch(source_of(stored), state, never)
 
 
 def test_a_time_put_back_does_not_hide_damage(stored: Path, state: State) -> None:
-    transfer.fetch(source_of(stored), state, never, reread=False)
+    transfer.fetch(source_of(stored), state, never)
     before = stored.stat()
     alter(stored)
     os.utime(stored, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(BackupIntegrityError):
-        transfer.fetch(source_of(stored), state, never, reread=False)
+        transfer.fetch(source_of(stored), state, never)
 
 
 def test_another_file_in_its_place_is_read(stored: Path, state: State, tmp_path: Path) -> None:
-    transfer.fetch(source_of(stored), state, never, reread=False)
+    transfer.fetch(source_of(stored), state, never)
     (tmp_path / "other").write_bytes(CONTENT[:-1] + b"x")
     os.replace(tmp_path / "other", stored)
     with pytest.raises(BackupIntegrityError):
-        transfer.fetch(source_of(stored), state, never, reread=False)
+        transfer.fetch(source_of(stored), state, never)
 
 
 def test_a_checked_file_is_not_read_again_unless_asked(
     stored: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transfer.fetch(source_of(stored), state, never, reread=False)
+    transfer.fetch(source_of(stored), state, never)
     forbid_reading(monkeypatch)
-    transfer.fetch(source_of(stored), state, never, reread=False)
+    transfer.fetch(source_of(stored), state, never)
     with pytest.raises(AssertionError, match="read again"):
         transfer.fetch(source_of(stored), state, never, reread=True)
 
 
 def test_a_note_is_of_one_file_and_one_digest(stored: Path, state: State) -> None:
-    transfer.fetch(source_of(stored), state, never, reread=False)
+    transfer.fetch(source_of(stored), state, never)
     with pytest.raises(BackupIntegrityError):
-        transfer.fetch(source_of(stored, sha256="0" * 64), state, never, reread=False)
+        transfer.fetch(source_of(stored, sha256="0" * 64), state, never)
 
 
 @pytest.mark.parametrize("note", [b"", b"nonsense", b"{}"])
@@ -186,7 +180,7 @@ def test_a_damaged_note_proves_nothing(stored: Path, state: State, note: bytes) 
     alter(stored)
     Path(state.checked, SHA256).write_bytes(note)
     with pytest.raises(BackupIntegrityError):
-        transfer.fetch(source_of(stored), state, never, reread=False)
+        transfer.fetch(source_of(stored), state, never)
 
 
 def test_a_check_can_be_stopped(stored: Path, state: State) -> None:
@@ -199,4 +193,4 @@ def test_what_cannot_be_read_is_no_damage(tmp_path: Path, state: State) -> None:
     (tmp_path / "data.sqsh").mkdir()
     size = (tmp_path / "data.sqsh").stat().st_size
     with pytest.raises(StoreUnavailableError, match="Is a directory"):
-        transfer.check_file(source_of(tmp_path / "data.sqsh", size=size), never)
+        transfer.check_source(source_of(tmp_path / "data.sqsh", size=size), None, never)
