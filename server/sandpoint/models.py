@@ -36,6 +36,7 @@ MAX_METADATA_ENTRIES = 64
 MAX_METADATA_VALUE = 1024
 MAX_EXCLUDES = 1000
 MAX_LIST = 1000
+MAX_FORKS = 1000
 
 DEFAULT_PATCH_BYTES = 16 << 20
 """Of all the patches that one comparison returns."""
@@ -219,15 +220,26 @@ class CreateOptions(Strict):
     full: bool = False
 
 
-class RestoreOptions(Strict):
-    """Which backup to bring back, where and how."""
+class BringBackOptions(Strict):
+    """Which backup to bring back, and how."""
 
     backup_id: BackupId
-    dir: str | None = None
     mode: Mode = "auto"
     paths: Annotated[tuple[RelativePath, ...], Field(strict=False)] = ()
     dry_run: bool = False
     undo: bool = True
+
+
+class RestoreOptions(BringBackOptions):
+    """Where to bring a backup back: by default where it was taken."""
+
+    dir: str | None = None
+
+
+class ForkOptions(BringBackOptions):
+    """Where to bring a backup back, several times."""
+
+    dirs: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_FORKS, strict=False)]
 
 
 class DiffOptions(Strict):
@@ -252,6 +264,7 @@ class ListOptions(Strict):
 
     dir: str | None = None
     name: Name | None = None
+    sandbox_id: Annotated[str, Field(max_length=MAX_NAME)] | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_LIST)] = 20
     cursor: str | None = None
     include_expired: bool = False
@@ -401,6 +414,20 @@ class Captured(Strict):
     total_bytes: int
     unstable_paths: tuple[str, ...] = ()
     skipped_mounts: tuple[str, ...] = ()
+
+
+class AdoptRequest(Strict):
+    """Make a backup of ours of an archive that another program wrote, of which only the size is known."""
+
+    size: Annotated[int, Field(ge=0)]
+    grant: Annotated[ReadGrant, Field(discriminator="kind")]
+
+
+class Adopted(Strict):
+    """What was made of it: a full layer and its manifest, in the sandbox's cache."""
+
+    layer: StoredFile
+    manifest: StoredFile
 
 
 class StoredBackup(Strict):
@@ -645,6 +672,14 @@ class RestoreResult(Strict):
     undo_id: str | None
     kept_paths: tuple[str, ...] = ()
     skipped_mounts: tuple[str, ...] = ()
+
+
+class ForkResult(Strict):
+    """What a fork did, directory by directory."""
+
+    success: bool
+    id: str
+    restores: tuple[RestoreResult, ...]
 
 
 class VerifyResult(Strict):

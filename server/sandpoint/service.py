@@ -11,7 +11,7 @@ from anyio.abc import ByteReceiveStream
 
 from sandpoint.chains import DEFAULT_LIMITS, ChainLimits, shorten
 from sandpoint.engine import transfer
-from sandpoint.engine.directory import parse_directory
+from sandpoint.engine.directory import is_within_any, parse_directory
 from sandpoint.errors import (
     BackupExpiredError,
     BackupIntegrityError,
@@ -29,6 +29,7 @@ from sandpoint.models import (
     Backup,
     BackupMetadata,
     BackupPage,
+    BringBackOptions,
     Capabilities,
     Captured,
     CaptureRequest,
@@ -40,6 +41,8 @@ from sandpoint.models import (
     DeleteResult,
     DiffOptions,
     FileRole,
+    ForkOptions,
+    ForkResult,
     ListOptions,
     Mode,
     Parent,
@@ -52,6 +55,7 @@ from sandpoint.models import (
     RestoreOptions,
     RestoreResult,
     Source,
+    StoredBackup,
     StoredFile,
     StoredLayer,
     UnmountResult,
@@ -309,27 +313,92 @@ class BackupService:
                 "undo": undo,
             },
         )
-        if options.paths and options.mode == "overlay":
-            raise InvalidBackupConfigError(
-                "paths: an overlay brings back the whole directory; use mode 'copy' for paths"
-            )
+        _refuse_paths_of_overlay(options)
         report = report or _silent
         metadata = await self._restorable(options.backup_id)
         path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
-        comparison = self._comparison(metadata, path, options.paths)
         async with self._sandbox.turn():
             await self._restorable(metadata.id)  # it may have gone while others had their turn
-            if options.dry_run:
-                changes = await self._sandbox.compare(comparison, report)
-                return _planned(metadata.id, path, options, changes)
-            way_back = await self._keep_way_back(metadata, comparison, report) if options.undo else None
-            undo_id = None if way_back is None else way_back.backup.id
-            applied = await self._apply(metadata.id, comparison, options.mode, way_back, report)
-            if way_back is not None and not _is_needed(way_back, applied, metadata):
-                await self._forget(way_back)
-                undo_id = None
-            if undo_id is not None and applied.mode == "copy":
-                await self._sandbox.note_capture(path, undo_id)
+            return await self._restore_to(path, metadata, await self._contents(metadata, report), options, report)
+
+    async def fork(
+        self,
+        backup_id: str,
+        dirs: Iterable[str],
+        *,
+        mode: Mode = "auto",
+        paths: Iterable[str] = (),
+        dry_run: bool = False,
+        undo: bool = True,
+        report: Report | None = None,
+    ) -> ForkResult:
+        """Bring a backup back to several directories: independent trees, of layers that are fetched only once.
+
+        Args:
+            backup_id: Which.
+            dirs: Where to, none of them within another; created if missing.
+            mode: As for `restore`. In mode `overlay` all share the read-only layers.
+            paths: Restore only these, relative to the directories (mode `copy`).
+            dry_run: Change nothing, and return what would change.
+            undo: Back up the present state of each first, if it differs.
+            report: Told of progress.
+
+        Raises:
+            BackupNotFoundError, BackupExpiredError: There is no such backup, or no more.
+            BackupIntegrityError: It is damaged; found before a directory is touched.
+            BackupCreateError, BackupRestoreError: It failed for one directory, and was not tried for those after it.
+                The message names those that are done; they stay so.
+        """
+        options = check_options(
+            ForkOptions,
+            {
+                "backup_id": backup_id,
+                "dirs": _tuple(dirs),
+                "mode": mode,
+                "paths": _tuple(paths),
+                "dry_run": dry_run,
+                "undo": undo,
+            },
+        )
+        _refuse_paths_of_overlay(options)
+        report = report or _silent
+        targets = [self._sandbox.resolve(each) for each in options.dirs]
+        _refuse_overlap(targets)
+        await self._restorable(options.backup_id)
+        done: list[RestoreResult] = []
+        async with self._sandbox.turn():
+            metadata = await self._restorable(options.backup_id)
+            contents = await self._contents(metadata, report)
+            for path in targets:
+                try:
+                    done.append(await self._restore_to(path, metadata, contents, options, report))
+                except SandpointError as error:
+                    raise _with_done(error, done) from error
+        return ForkResult(success=True, id=metadata.id, restores=tuple(done))
+
+    async def _contents(self, metadata: BackupMetadata, report: Report) -> StoredBackup:
+        """Return what a backup consists of, with leave to read it."""
+        return StoredBackup(
+            manifests=tuple(map(self._store.source, metadata.manifests)),
+            layers=tuple(map(self._store.source, metadata.layers)),
+        )
+
+    async def _restore_to(
+        self, path: str, metadata: BackupMetadata, contents: StoredBackup, options: BringBackOptions, report: Report
+    ) -> RestoreResult:
+        """Bring a backup back to one directory, during a turn."""
+        comparison = _comparison(metadata, contents, path, options.paths)
+        if options.dry_run:
+            changes = await self._sandbox.compare(comparison, report)
+            return _planned(metadata.id, path, options, changes)
+        way_back = await self._keep_way_back(metadata, comparison, report) if options.undo else None
+        undo_id = None if way_back is None else way_back.backup.id
+        applied = await self._apply(metadata.id, comparison, options.mode, way_back, report)
+        if way_back is not None and not _is_needed(way_back, applied, metadata):
+            await self._forget(way_back)
+            undo_id = None
+        if undo_id is not None and applied.mode == "copy":
+            await self._sandbox.note_capture(path, undo_id)
         return RestoreResult(
             success=True,
             id=metadata.id,
@@ -364,16 +433,6 @@ class BackupService:
                 f"until {metadata.restorable_until:%H:%M:%S} only; choose a younger one, and give the next a longer ttl"
             )
         return metadata
-
-    def _comparison(self, metadata: BackupMetadata, path: str, paths: tuple[str, ...] = ()) -> CompareRequest:
-        return CompareRequest(
-            dir=path,
-            manifests=tuple(map(self._store.source, metadata.manifests)),
-            layers=tuple(self._store.source(layer) for layer in metadata.layers),
-            excludes=metadata.excludes,
-            use_gitignore=metadata.use_gitignore,
-            paths=paths,
-        )
 
     async def _keep_way_back(
         self, metadata: BackupMetadata, comparison: CompareRequest, report: Report
@@ -441,6 +500,7 @@ class BackupService:
         *,
         dir: str | None = None,
         name: str | None = None,
+        sandbox_id: str | None = None,
         limit: int = 20,
         cursor: str | None = None,
         include_expired: bool = False,
@@ -450,22 +510,31 @@ class BackupService:
         Args:
             dir: Only those of this directory.
             name: Only those of this name.
+            sandbox_id: Only those of this sandbox, as `Backup.sandbox_id` has it.
             limit: At most so many, up to 1000.
             cursor: The `next_cursor` of the page before.
             include_expired: Also those that can no longer be restored.
         """
         options = check_options(
             ListOptions,
-            {"dir": dir, "name": name, "limit": limit, "cursor": cursor, "include_expired": include_expired},
+            {
+                "dir": dir,
+                "name": name,
+                "sandbox_id": sandbox_id,
+                "limit": limit,
+                "cursor": cursor,
+                "include_expired": include_expired,
+            },
         )
         wanted_dir = options.dir.rstrip("/") if options.dir is not None else None
         after = Position.from_cursor(options.cursor) if options.cursor is not None else None
         now = datetime.now(UTC)
         found: list[BackupMetadata] = []
-        async for metadata in self._store.newest(after):
+        async for metadata in self._store.newest(after, about=options.limit + 1):
             if (
                 (wanted_dir is None or metadata.dir == wanted_dir)
-                and (options.name is None or metadata.name == options.name)
+                and options.name in {None, metadata.name}
+                and options.sandbox_id in {None, metadata.sandbox_id}
                 and (options.include_expired or not metadata.is_expired(now))
                 and await self._may_use(metadata)
             ):
@@ -505,22 +574,22 @@ class BackupService:
         report = report or _silent
         metadata = await self._read(options.backup_id)
         other = None if options.other_id is None else await self._read(options.other_id)
-        older, newer = self._sides(options, metadata, other)
         async with self._sandbox.turn():
+            older, newer = await self._sides(options, metadata, other, report)
             if newer is not None:
                 return await self._sandbox.compare_backups(older, newer, report)
             back = await self._sandbox.compare(older, report)
         return Changes(added=back.removed, modified=back.modified, removed=back.added)
 
-    def _sides(
-        self, options: DiffOptions, metadata: BackupMetadata, other: BackupMetadata | None
+    async def _sides(
+        self, options: DiffOptions, metadata: BackupMetadata, other: BackupMetadata | None, report: Report
     ) -> tuple[CompareRequest, CompareRequest | None]:
         """Return what is compared: a backup with its directory or the one that is asked for, or with another backup."""
-        if other is not None:
-            older, newer = (self._comparison(each, each.dir, options.paths) for each in (metadata, other))
-            return older, newer
-        path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
-        return self._comparison(metadata, path, options.paths), None
+        path = self._sandbox.resolve(options.dir or metadata.dir) if other is None else metadata.dir
+        older = _comparison(metadata, await self._contents(metadata, report), path, options.paths)
+        if other is None:
+            return older, None
+        return older, _comparison(other, await self._contents(other, report), other.dir, options.paths)
 
     async def diff_contents(
         self,
@@ -550,9 +619,10 @@ class BackupService:
         options = _diff_options(backup_id, other_id, dir, paths, max_bytes)
         metadata = await self._restorable(options.backup_id)
         other = None if options.other_id is None else await self._restorable(options.other_id)
-        older, newer = self._sides(options, metadata, other)
+        report = report or _silent
         async with self._sandbox.turn():
-            return await self._sandbox.compare_contents(older, newer, options.max_bytes, report or _silent)
+            older, newer = await self._sides(options, metadata, other, report)
+            return await self._sandbox.compare_contents(older, newer, options.max_bytes, report)
 
     async def open_file(self, backup_id: str, path: str, *, report: Report | None = None) -> ByteReceiveStream:
         """Open a file of a backup, which is not restored for it: `async with await service.open_file(...) as stream`.
@@ -572,14 +642,11 @@ class BackupService:
         """
         options = check_options(ReadOptions, {"backup_id": backup_id, "path": path})
         metadata = await self._restorable(options.backup_id)
-        request = ReadRequest(
-            manifests=tuple(map(self._store.source, metadata.manifests)),
-            layers=tuple(map(self._store.source, metadata.layers)),
-            path=options.path,
-        )
+        report = report or _silent
         async with self._sandbox.turn():
             await self._restorable(metadata.id)  # it may have gone while others had their turn
-            return await self._sandbox.open_file(request, report or _silent)
+            request = ReadRequest(**dict(await self._contents(metadata, report)), path=options.path)
+            return await self._sandbox.open_file(request, report)
 
     async def verify(self, backup_id: str, *, report: Report | None = None) -> VerifyResult:
         """Read all that a backup consists of again, and compare it with its digests.
@@ -845,7 +912,40 @@ def _stored_as(key: str, file: StoredFile) -> StoredLayer:
     return StoredLayer(key=key, size=file.size, sha256=file.sha256)
 
 
-def _planned(backup_id: str, path: str, options: RestoreOptions, changes: Changes) -> RestoreResult:
+def _comparison(
+    metadata: BackupMetadata, contents: StoredBackup, path: str, paths: tuple[str, ...] = ()
+) -> CompareRequest:
+    return CompareRequest(
+        **dict(contents),
+        dir=path,
+        excludes=metadata.excludes,
+        use_gitignore=metadata.use_gitignore,
+        paths=paths,
+    )
+
+
+def _refuse_paths_of_overlay(options: BringBackOptions) -> None:
+    if options.paths and options.mode == "overlay":
+        raise InvalidBackupConfigError("paths: an overlay brings back the whole directory; use mode 'copy' for paths")
+
+
+def _refuse_overlap(paths: Sequence[str]) -> None:
+    for path in paths:
+        if any(is_within_any(path, [other]) for other in paths if other is not path):
+            raise InvalidBackupConfigError(f"dirs: {path} is named twice, or lies in another of them")
+
+
+def _with_done(error: SandpointError, done: Sequence[RestoreResult]) -> SandpointError:
+    """Return an error that also tells which directories of a fork are done."""
+    if not done:
+        return error
+    told = ", ".join(each.dir if each.undo_id is None else f"{each.dir} (undo {each.undo_id})" for each in done)
+    explained = type(error)(f"{error}. Done, and not undone: {told}")
+    vars(explained).update(vars(error))
+    return explained
+
+
+def _planned(backup_id: str, path: str, options: BringBackOptions, changes: Changes) -> RestoreResult:
     return RestoreResult(
         success=True,
         id=backup_id,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,13 +28,12 @@ def list_backups(
 ) -> int:
     """List backups, newest first."""
     filtered = directory is not None or name is not None or cursor is not None
-    # Where no limit is given, the service's own default holds.
-    size_of_page = {} if limit is None else {"limit": limit}
+    options: dict[str, Any] = {"dir": directory, "name": name, "cursor": cursor, "include_expired": every}
+    if limit is not None:  # where none is given, the service's own default holds
+        options["limit"] = limit
     return run(
         Common(store, sandbox, as_json),
-        lambda service, report: service.list(
-            dir=directory, name=name, cursor=cursor, include_expired=every, **size_of_page
-        ),
+        lambda service, report: service.list(**options),
         lambda page: show_page(page, filtered=filtered, now=datetime.now(UTC)),
     )
 

@@ -99,12 +99,12 @@ def _fill(path: str, source: Source, state: State, check: Check) -> None:
 
 def _download(source: Source, partial: str, state: State, check: Check) -> None:
     try:
-        remote.download(source, state.relay, partial, check)
+        remote.download(source.grant, source.size, state.relay, partial, check)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         trim(state, budget=0)  # what others do not use just now gives way
-        remote.download(source, state.relay, partial, check)
+        remote.download(source.grant, source.size, state.relay, partial, check)
 
 
 def _remove_partial(partial: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from sandpoint.engine.checked import altered, missing
 from sandpoint.engine.relay import Relay
 from sandpoint.engine.tools import Check
-from sandpoint.models import CachedGrant, GetGrant, MultipartGrant, PathGrant, PutGrant, RelayGrant, Source
+from sandpoint.models import CachedGrant, GetGrant, MultipartGrant, PathGrant, PutGrant, ReadGrant, RelayGrant
 
 
 def upload(
@@ -26,8 +26,8 @@ def upload(
     return http.upload(path, grant, check)
 
 
-def download(source: Source, relay: Relay | None, path: str, check: Check) -> None:
-    """Fetch a file into a new one; its digest is yet to be compared.
+def download(grant: ReadGrant, size: int, relay: Relay | None, path: str, check: Check) -> None:
+    """Fetch a file of a known size into a new one; its digest is yet to be compared.
 
     One that an earlier call had begun, and left when its process was killed, is gone on with where that is possible.
 
@@ -36,52 +36,50 @@ def download(source: Source, relay: Relay | None, path: str, check: Check) -> No
         StoreUnavailableError: It cannot be fetched.
         OSError: The new file cannot be written.
     """
-    if isinstance(source.grant, GetGrant):
+    if isinstance(grant, GetGrant):
         from sandpoint.engine import http  # not needed where the store is a folder
 
-        http.download(source.grant, source.size, path, check)
+        http.download(grant, size, path, check)
         return
     with open(path, "wb") as file:
-        if source.size:
-            os.posix_fallocate(file.fileno(), 0, source.size)
-        size = 0
-        for block in blocks(source, relay, check):
-            size += file.write(block)
-        if size != source.size:
-            raise altered(name_of(source))
+        if size:
+            os.posix_fallocate(file.fileno(), 0, size)
+        arrived = sum(file.write(block) for block in blocks(grant, size, relay, check))
+    if arrived != size:
+        raise altered(name_of(grant))
 
 
-def blocks(source: Source, relay: Relay | None, check: Check) -> Iterator[bytes]:
+def blocks(grant: ReadGrant, size: int, relay: Relay | None, check: Check) -> Iterator[bytes]:
     """Yield a file in blocks; ends with an error where it is longer than it should be.
 
     Raises:
         BackupIntegrityError: It is missing, or too long.
         StoreUnavailableError: It cannot be read.
     """
-    size = 0
-    for block in _blocks(source, relay, check):
+    arrived = 0
+    for block in _blocks(grant, relay, check):
         check()
-        size += len(block)
-        if size > source.size:
-            raise altered(name_of(source))
+        arrived += len(block)
+        if arrived > size:
+            raise altered(name_of(grant))
         yield block
 
 
-def _blocks(source: Source, relay: Relay | None, check: Check) -> Iterator[bytes]:
-    if isinstance(source.grant, RelayGrant):
-        return _there(relay).read(source.grant.key)
-    if isinstance(source.grant, GetGrant):
+def _blocks(grant: ReadGrant, relay: Relay | None, check: Check) -> Iterator[bytes]:
+    if isinstance(grant, RelayGrant):
+        return _there(relay).read(grant.key)
+    if isinstance(grant, GetGrant):
         from sandpoint.engine import http  # not needed where the store is a folder
 
-        return http.stream(source.grant, check)
-    raise missing(name_of(source))
+        return http.stream(grant, check)
+    raise missing(name_of(grant))
 
 
-def name_of(source: Source) -> str:
-    """Return what messages call a file."""
-    if isinstance(source.grant, PathGrant):
-        return source.grant.path
-    return f"{source.sha256} in the cache" if isinstance(source.grant, CachedGrant) else source.grant.key
+def name_of(grant: ReadGrant) -> str:
+    """Return what messages call the file of a grant."""
+    if isinstance(grant, PathGrant):
+        return grant.path
+    return "a file of the cache" if isinstance(grant, CachedGrant) else grant.key
 
 
 def _there(relay: Relay | None) -> Relay:

@@ -122,7 +122,7 @@ def fetch_bytes(source: Source, state: State, check: Check) -> bytes:
     if isinstance(source.grant, PathGrant):
         return read_bytes(source, None, check)
     with open(fetch(source, state, check), "rb") as file:
-        return _checked(file.read(source.size + 1), source, remote.name_of(source))
+        return _checked(file.read(source.size + 1), source, remote.name_of(source.grant))
 
 
 def fetch_manifest(sources: Iterable[Source], state: State, check: Check) -> Manifest:
@@ -148,11 +148,11 @@ def check_source(source: Source, relay: Relay | None, check: Check) -> None:
         return
     total = hashlib.sha256()
     size = 0
-    for block in remote.blocks(source, relay, check):
+    for block in remote.blocks(source.grant, source.size, relay, check):
         total.update(block)
         size += len(block)
     if (size, total.hexdigest()) != (source.size, source.sha256):
-        raise altered(remote.name_of(source))
+        raise altered(remote.name_of(source.grant))
 
 
 def read_bytes(source: Source, relay: Relay | None, check: Check) -> bytes:
@@ -162,7 +162,9 @@ def read_bytes(source: Source, relay: Relay | None, check: Check) -> bytes:
         BackupIntegrityError: It is missing, truncated or altered.
     """
     if not isinstance(source.grant, PathGrant):
-        return _checked(b"".join(remote.blocks(source, relay, check)), source, remote.name_of(source))
+        return _checked(
+            b"".join(remote.blocks(source.grant, source.size, relay, check)), source, remote.name_of(source.grant)
+        )
     path = source.grant.path
     try:
         with open(path, "rb") as file:

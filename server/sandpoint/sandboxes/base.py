@@ -6,6 +6,8 @@ from typing import Protocol
 from anyio.abc import ByteReceiveStream
 
 from sandpoint.models import (
+    Adopted,
+    AdoptRequest,
     Applied,
     ApplyRequest,
     AskGrant,
@@ -63,6 +65,10 @@ class Sandbox(Protocol):
 
     async def capture(self, request: CaptureRequest, report: Report, ask: AskGrant) -> Captured:
         """Walk, build a layer, ask for a grant and send it through that; on failure nothing is left."""
+        ...
+
+    async def adopt(self, request: AdoptRequest, report: Report) -> Adopted:
+        """Make a layer and a manifest of an archive that another program wrote; they are in the cache for the turn."""
         ...
 
     async def last_capture(self, dir: str) -> LastCapture:

@@ -12,7 +12,7 @@ import anyio.to_thread
 from anyio.abc import ByteReceiveStream
 from anyio.streams.file import FileReadStream
 
-from sandpoint.engine import cache, reading
+from sandpoint.engine import cache, foreign, reading
 from sandpoint.engine import capture as capture_engine
 from sandpoint.engine import compare as compare_engine
 from sandpoint.engine import overlay as overlays
@@ -24,6 +24,8 @@ from sandpoint.engine.state import DEFAULT_CACHE_BYTES, State
 from sandpoint.engine.tools import Monitor
 from sandpoint.errors import StoreUnavailableError
 from sandpoint.models import (
+    Adopted,
+    AdoptRequest,
     Applied,
     ApplyRequest,
     AskGrant,
@@ -147,6 +149,10 @@ class LocalSandbox:
             return anyio.from_thread.run(ask, role, file)
 
         return await self._run(lambda monitor: capture_engine.capture(request, self._state, monitor, granted), report)
+
+    async def adopt(self, request: AdoptRequest, report: Report) -> Adopted:
+        """Make a backup of ours of another program's; see `sandpoint.engine.foreign.adopt`."""
+        return await self._run(lambda monitor: foreign.adopt(request, self._state, monitor), report)
 
     async def last_capture(self, dir: str) -> LastCapture:
         """Return the last backup taken of a directory, and the one that an overlay on it shows."""

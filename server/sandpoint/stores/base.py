@@ -141,8 +141,13 @@ class Store(Protocol):
         """
         ...
 
-    def newest(self, after: Position | None = None) -> AsyncIterator[BackupMetadata]:
-        """Iterate over backups, newest first, from just after a position; damaged ones are logged and passed over."""
+    def newest(self, after: Position | None = None, *, about: int = 50) -> AsyncIterator[BackupMetadata]:
+        """Iterate over backups, newest first; damaged ones are logged and passed over.
+
+        Args:
+            after: Begin just after this position.
+            about: How many will probably be wanted.
+        """
         ...
 
     def source(self, stored: StoredLayer) -> Source:

@@ -39,7 +39,6 @@ from sandpoint.stores.base import LAYER_NAME, MANIFEST_NAME, METADATA_NAME, Posi
 _log = logging.getLogger(__name__)
 
 _MAX_METADATA_BYTES = 1 << 20
-_BATCH = 50
 
 
 def open_local_store(url: str) -> "LocalStore | None":
@@ -269,12 +268,12 @@ class LocalStore:
             raise BackupIntegrityError(f"the metadata of backup {backup_id} is that of {metadata.id}")
         return metadata
 
-    async def newest(self, after: Position | None = None) -> AsyncIterator[BackupMetadata]:
+    async def newest(self, after: Position | None = None, *, about: int = 50) -> AsyncIterator[BackupMetadata]:
         """Iterate over backups, newest first; only those asked for are read."""
         positions = await anyio.to_thread.run_sync(self._positions)
         wanted = [position for position in positions if after is None or position < after]
-        for start in range(0, len(wanted), _BATCH):
-            batch = wanted[start : start + _BATCH]
+        for start in range(0, len(wanted), about):
+            batch = wanted[start : start + about]
             for metadata in await anyio.to_thread.run_sync(self._read_all, batch):
                 yield metadata
 

@@ -218,7 +218,7 @@ class S3Store:
             raise BackupIntegrityError(f"the metadata of backup {backup_id} is that of {metadata.id}")
         return metadata
 
-    async def newest(self, after: Position | None = None) -> AsyncIterator[BackupMetadata]:
+    async def newest(self, after: Position | None = None, *, about: int = 50) -> AsyncIterator[BackupMetadata]:
         """Iterate over backups, newest first; only those asked for are read, some at a time."""
         async for batch in self._batches(after):
             found: list[BackupMetadata | None] = [None] * len(batch)
