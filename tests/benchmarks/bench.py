@@ -12,7 +12,8 @@ from typing import get_args
 import pytest
 from rich.console import Console
 
-from benchmarks import peers, report, rows, subject
+from benchmarks import bucket, peers, report, rows, subject
+from benchmarks.bucket import BucketBench
 from benchmarks.plugin import PluginBench
 from benchmarks.rounds import MORE_ROUNDS, REST_S, Contender, Samples, merge, take_turns
 from benchmarks.subject import Subject
@@ -27,7 +28,7 @@ _SMALL_FILE = 4_000
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if not options.reuse:
-        if options.only != "plugin":
+        if options.only in {"service", None}:
             peers.require(peers=not options.without_peers)
         report.write_json(run(options), options.json)
     result = report.read_json(options.json)
@@ -41,17 +42,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> report.Report:
-    sizes = rows.Sizes(options.files, options.backups, options.series, options.plugin_files, options.tests)
+    sizes = rows.Sizes(
+        files=options.files,
+        backups=options.backups,
+        series=options.series,
+        plugin_files=options.plugin_files,
+        tests=options.tests,
+        bucket_backups=options.bucket_backups,
+        layer_mib=options.layer_mib,
+    )
     samples: Samples = {}
     versions: dict[str, str] = {}
     bench = None
     with workspace(options.dir) as space, asyncio.Runner() as runner:
         print(f"Working on {space.kind}.")
-        if options.only != "plugin":
+        if options.only in {"service", None}:
             bench = Bench(space.path, runner, sizes, options)
             samples |= bench.measure()
             versions |= peers.versions(peers=not options.without_peers)
-        if options.only != "service":
+        if options.only in {"bucket", None}:
+            samples |= BucketBench(os.path.join(space.path, "bucket"), runner, options).measure()
+            versions |= bucket.versions()
+        if options.only in {"plugin", None}:
             plugin = PluginBench(os.path.join(space.path, "plugin"), sizes, rounds=options.rounds, rest=options.rest)
             samples |= plugin.measure()
             versions |= {"Python": platform.python_version(), "pytest": pytest.__version__}
@@ -167,9 +179,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rest", type=float, default=REST_S, help="seconds before each contender (%(default)s)")
     parser.add_argument("--backups", type=int, default=10_000, help="in the store that is listed (%(default)s)")
     parser.add_argument("--series", type=int, default=200, help="backups whose store is weighed (%(default)s)")
+    parser.add_argument("--bucket-backups", type=int, default=100_000, help="in the bucket listed (%(default)s)")
+    parser.add_argument("--layer-mib", type=int, default=512, help="of the layer sent and fetched (%(default)s)")
     parser.add_argument("--plugin-files", type=int, default=12_000, help="of the plugin's tree (%(default)s)")
     parser.add_argument("--tests", type=int, default=1_000, help="empty ones, in a run of pytest (%(default)s)")
-    parser.add_argument("--only", choices=get_args(rows.Part), help="measure the service or the pytest plugin alone")
+    parser.add_argument("--only", choices=get_args(rows.Part), help="measure one part alone")
     parser.add_argument("--without-peers", action="store_true", help="leave out restic, borg, git and cp")
     parser.add_argument("--dir", help="work in this directory instead of on a fresh filesystem")
     parser.add_argument("--json", type=Path, default=BUILD / "bench.json", help="where the figures go (%(default)s)")

@@ -1,16 +1,24 @@
 """One operation in a process of its own, which then tells the most memory it held: `memory.py create|again DIR`,
-`memory.py restore ID [DIR]`, `memory.py overlay ID`."""
+`memory.py restore ID [DIR]`, `memory.py overlay ID`, `memory.py upload|download FILE INTO`."""
 
 import asyncio
 import json
+import os
 import re
 import resource
 import sys
 from pathlib import Path
 from typing import Any
 
-from sandpoint.models import Mode
+from uuid6 import uuid7
+
+from sandpoint.engine.checked import digest
+from sandpoint.engine.state import State, remove_tree
+from sandpoint.engine.transfer import fetch, send
+from sandpoint.models import Mode, StoredLayer
 from sandpoint.service import open_service
+from sandpoint.settings import read_settings
+from sandpoint.stores import open_store
 
 
 async def operate(operation: str, subject: str, directory: str | None = None) -> dict[str, Any]:
@@ -20,6 +28,27 @@ async def operate(operation: str, subject: str, directory: str | None = None) ->
         return {"backup": backup.model_dump(mode="json")}
     mode: Mode = "overlay" if operation == "overlay" else "copy"
     await service.restore(subject, dir=directory, mode=mode, undo=mode == "copy" and directory is None)
+    return {}
+
+
+async def transfer(operation: str, path: str, into: str) -> dict[str, Any]:
+    """Send a file through the grants of a store, or fetch it: both begin with the sending, for there is no other."""
+    state = State(f"{into}.state")
+    store = open_store(read_settings())
+    stored = digest(path, lambda: None)
+    backup_id = str(uuid7())
+    key = (await store.begin(backup_id)).layer_key
+    sent = os.path.join(os.path.dirname(into), "sent")
+    os.link(path, sent)
+    try:
+        grant = await store.grant_put(key, stored)
+        await store.accept(key, send(sent, stored, grant, state, lambda: None))
+        if operation == "download":
+            remove_tree(state.path)
+            fetch(store.source(StoredLayer(key=key, **dict(stored))), state, lambda: None)
+    finally:
+        await store.abandon(backup_id)
+        remove_tree(state.path)
     return {}
 
 
@@ -36,5 +65,6 @@ def tools_peak() -> int:
 
 
 if __name__ == "__main__":
-    answer = asyncio.run(operate(*sys.argv[1:]))
+    work = transfer if sys.argv[1] in {"upload", "download"} else operate
+    answer = asyncio.run(work(*sys.argv[1:]))
     print(json.dumps({**answer, "peak_bytes": peak(), "tools_peak_bytes": tools_peak()}))

@@ -161,6 +161,8 @@ def _limit(row: Measured) -> str:
 def _figure(value: float, unit: Unit) -> str:
     if unit == "bytes":
         return f"{value / 1e6:.0f} MB" if value >= 1e6 else f"{value / 1e3:.0f} KB"
+    if unit == "requests":
+        return f"{value:,.0f}"
     if value >= 1:
         return f"{value:.2f} s"
     digits = 0 if value >= 0.01 else 1 if value >= 0.001 else 2

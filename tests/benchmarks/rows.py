@@ -7,8 +7,8 @@ from typing import Literal, TypedDict
 
 from benchmarks.rounds import median
 
-Unit = Literal["s", "bytes"]
-Part = Literal["service", "plugin"]
+Unit = Literal["s", "bytes", "requests"]
+Part = Literal["service", "bucket", "plugin"]
 Held = Literal["figure", "ratio", "difference"]
 """What a limit is on: the figure itself, or how it compares with that of another row."""
 
@@ -24,6 +24,8 @@ class Sizes:
     series: int
     plugin_files: int
     tests: int
+    bucket_backups: int
+    layer_mib: int
 
     @property
     def large_files(self) -> int:
@@ -60,6 +62,8 @@ class Row:
 
     @property
     def part(self) -> Part:
+        if self.group == _BUCKET:
+            return "bucket"
         return "plugin" if self.group in {_PLUGIN, _UNUSED} else "service"
 
 
@@ -86,12 +90,16 @@ _AGAIN = "backup again, nothing changed"
 _RESTORE = "restore"
 _SERIES = "{sizes.series:,} backups, 20 files changed between each"
 _REST = "listing, start-up, memory"
+_BUCKET = "store in a bucket, on a real S3 server beside it"
 _PLUGIN = "pytest plugin, tests that write 10 files"
 _UNUSED = "pytest plugin, installed and unused"
 _MEMORY_LIMIT = 250e6
 _LARGE_MEMORY_LIMIT = 600e6
 CHAIN = 16
 """Layers of the longest chain that is measured."""
+FORKS = 50
+"""Directories that one backup is forked to."""
+_TRANSFER_MEMORY_LIMIT = 200e6
 _TREE = "tree of {sizes.plugin_files:,} files"
 _LARGER = "tree of {sizes.large_plugin_files:,} files"
 _LARGE = "{sizes.large_files:,} files"
@@ -159,6 +167,36 @@ ROWS = (
         )
     ),
     Row("memory_large_mksquashfs", f"peak memory of mksquashfs in a full create, {_LARGE}", _REST, unit="bytes"),
+    Row("boto3_upload", "boto3, upload of {sizes.layer_mib} MiB, its best settings", _BUCKET),
+    Row("s3_upload", "**Sandpoint**, the same through grants, compared", _BUCKET, "boto3_upload", at_most=1.2),
+    Row("boto3_download", "boto3, download of {sizes.layer_mib} MiB, its best settings", _BUCKET),
+    Row("s3_download", "**Sandpoint**, the same through grants, compared", _BUCKET, "boto3_download", at_most=1.2),
+    Row(
+        "memory_s3_upload",
+        "peak memory, upload of {sizes.layer_mib} MiB",
+        _BUCKET,
+        at_most=_TRANSFER_MEMORY_LIMIT,
+        unit="bytes",
+    ),
+    Row(
+        "memory_s3_download",
+        "peak memory, download of {sizes.layer_mib} MiB",
+        _BUCKET,
+        at_most=_TRANSFER_MEMORY_LIMIT,
+        unit="bytes",
+    ),
+    Row("s3_local_changed", "**Sandpoint**, create, 20 files changed, to a folder", _BUCKET),
+    Row(
+        "s3_create_changed",
+        "**Sandpoint**, the same to the bucket",
+        _BUCKET,
+        "s3_local_changed",
+        at_most=0.15,
+        limit_on="difference",
+    ),
+    Row("s3_list", "list of the 20 newest backups of {sizes.bucket_backups:,}", _BUCKET, at_most=1.0),
+    Row("s3_list_requests", "requests for it", _BUCKET, at_most=40, unit="requests"),
+    Row("s3_fork", f"**Sandpoint**, fork to {FORKS} directories, overlay", _BUCKET, at_most=1.0),
     Row("copytree", f"copytree + rmtree, {_TREE}", _PLUGIN, "rollback_overlay", at_least=1000),
     Row("rollback_overlay", f"**rollback** by overlay, {_TREE}", _PLUGIN, at_most=0.0005),
     Row("rollback_overlay_larger", f"**rollback** by overlay, {_LARGER}", _PLUGIN, at_most=0.0005),

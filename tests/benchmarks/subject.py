@@ -21,7 +21,7 @@ from benchmarks.rounds import Contender, Samples, command, remove
 from benchmarks.rows import CHAIN
 from sandpoint.models import Backup, BackupMetadata
 from sandpoint.service import BackupService, open_service
-from sandpoint.settings import Settings
+from sandpoint.settings import read_settings
 
 CHANGES = 20
 CHECKED = 4
@@ -35,12 +35,12 @@ Result = TypeVar("Result")
 class Subject:
     """A store, a state directory and a tree of their own; removes what it mounted when closed."""
 
-    def __init__(self, tree: str, work: str, runner: asyncio.Runner) -> None:
+    def __init__(self, tree: str, work: str, runner: asyncio.Runner, *, store: str | None = None) -> None:
         self.tree = tree
         self.new = os.path.join(work, "new")
-        store = Path(work, "store")
-        self.backups = store / "backups"
-        self.settings = Settings(store=store.as_uri(), state_dir=os.path.join(work, "state"), allowed_dirs=None)
+        folder = Path(work, "store")
+        self.backups = folder / "backups"
+        self.settings = read_settings(store=store or folder.as_uri(), state_dir=os.path.join(work, "state"))
         self.service = open_service(self.settings)
         self.backup: Backup | None = None
         self.weights: Samples = {"changed_bytes": [], "changed_layer": []}
@@ -66,6 +66,15 @@ class Subject:
         yield Contender("create", before=self._forget, run=self.create)
         yield Contender("create_again", run=self._create_again, after=self._drop_extra)
         yield Contender("create_changed", before=self.change, run=self._create_again, after=self._weigh_extra)
+
+    def changed(self, key: str) -> Iterator[Contender]:
+        """Backups of what has changed in the directory, under the key of a row."""
+        yield Contender(key, before=self.change, run=self._create_again, after=self._drop_extra)
+
+    def create_once(self) -> None:
+        """Make a backup that is dropped again."""
+        self._create_again()
+        self._drop_extra()
 
     def create(self) -> None:
         self.backup = self.do(self.service.create(self.tree, name="bench", full=True))
@@ -336,17 +345,23 @@ def _read_metadata(subject: Subject) -> BackupMetadata:
     return BackupMetadata.model_validate_json(path.read_bytes())
 
 
-def _copy_metadata(subject: Subject, real: BackupMetadata, age: float) -> None:
+def older_metadata(real: BackupMetadata, age: float) -> tuple[str, str]:
+    """Return the id and the metadata of a backup as old as this, in seconds more than a real one."""
     new_id = _older_id(real.id, age)
     fields = json.loads(real.model_dump_json(by_alias=True).replace(real.id, new_id))
     fields["createdAt"] = (real.created_at - timedelta(seconds=age)).isoformat()
     fields["expiresAt"] = (real.expires_at - timedelta(seconds=age)).isoformat()
+    return new_id, json.dumps(fields)
+
+
+def _copy_metadata(subject: Subject, real: BackupMetadata, age: float) -> None:
+    new_id, content = older_metadata(real, age)
     source, target = (subject.backups / name for name in (real.id, new_id))
     target.mkdir()
     for path in source.iterdir():
         if path.name != "meta.json":
             os.link(path, target / path.name)
-    (target / "meta.json").write_text(json.dumps(fields))
+    (target / "meta.json").write_text(content)
 
 
 def _older_id(real: str, age: float) -> str:

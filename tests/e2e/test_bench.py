@@ -17,8 +17,12 @@ from benchmarks.tree import generate
 
 BENCH = Path(__file__).parents[1] / "benchmarks" / "run.py"
 PLUGIN_ARGUMENTS = ("--rounds", "1", "--rest", "0", "--plugin-files", "200", "--tests", "20")
-ARGUMENTS = (*PLUGIN_ARGUMENTS, "--files", "1000", "--backups", "300", "--series", "20", "--without-peers")
-SIZES = Sizes(files=10, backups=10, series=10, plugin_files=10, tests=10)
+BUCKET_ARGUMENTS = ("--bucket-backups", "300", "--layer-mib", "20")
+ARGUMENTS = (
+    *(*PLUGIN_ARGUMENTS, *BUCKET_ARGUMENTS),
+    *("--files", "1000", "--backups", "300", "--series", "20", "--without-peers"),
+)
+SIZES = Sizes(files=10, backups=10, series=10, plugin_files=10, tests=10, bucket_backups=10, layer_mib=1)
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -159,6 +159,16 @@ class S3Server:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
+    def copy_into(self, bucket: str, folder: Path) -> None:
+        """Copy a folder with all that is in it into a bucket, much faster than by requests."""
+        filer = f"http://127.0.0.1:{self._ports['filer']}.{self._ports['filer.grpc']}"
+        subprocess.run(
+            [_PROGRAM, "filer.copy", "-c=16", str(folder), f"{filer}/buckets/{bucket}/"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
     # -- start and stop --
 
     def _make_certificate(self) -> None:
