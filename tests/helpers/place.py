@@ -15,9 +15,11 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import anyio
 
 from sandpoint.chains import DEFAULT_LIMITS
+from sandpoint.engine.state import DEFAULT_CACHE_BYTES
 from sandpoint.models import Backup, Changes, RestoreResult, UnmountResult
 from sandpoint.sandboxes.local import LocalSandbox
 from sandpoint.service import BackupService
+from sandpoint.stores import Store
 from sandpoint.stores.local import LocalStore
 
 P = ParamSpec("P")
@@ -36,14 +38,23 @@ class Place:
         overlay: OverlayKind | None = None,
         state: Path | None = None,
         chain_layers: int = DEFAULT_LIMITS.layers,
+        store: Store | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         self.base = base
         self.tree = base / "tree"
         self.store = base / "store"
         self.state = state or base / "state"
-        self.sandbox = LocalSandbox(str(self.state), kept_out=(str(self.store),), overlay=overlay)
+        self.backups = store or LocalStore(str(self.store))
+        self.sandbox = LocalSandbox(
+            str(self.state),
+            kept_out=(str(self.store),),
+            overlay=overlay,
+            cache_bytes=cache_bytes,
+            relay=self.backups.relay,
+        )
         limits = replace(DEFAULT_LIMITS, layers=chain_layers)
-        self.service = BackupService(self.sandbox, LocalStore(str(self.store)), chain_limits=limits)
+        self.service = BackupService(self.sandbox, self.backups, chain_limits=limits)
 
     @staticmethod
     def run(function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -99,6 +110,7 @@ class Place:
             if not any(f"backups/{backup.name}/{name}" in needed for name in _FILES):
                 found.append(str(backup))
             found += [str(path) for path in _children(backup) if path.name not in _FILES]
+        found += [str(path) for path in _children(self.state / "cache") if ".partial" in path.name]
         found += [str(path) for path in _children(self.tree) if path.name.startswith(".sandpoint-")]
         found += mounts_in(self.state)
         return found
