@@ -68,6 +68,7 @@ class S3Server:
         self.access_key = f"AK{secrets.token_hex(9).upper()}"
         self.secret_key = secrets.token_urlsafe(30)
         self._options = options
+        self._session = boto3.session.Session()
         self._clients: list[S3Client] = []
         self._numbers = itertools.count(1)
 
@@ -118,11 +119,6 @@ class S3Server:
         config: dict[str, Any] | None = None,
     ) -> "S3Client":
         """Return a new client, closed when the server stops; `url` is another endpoint, of HTTPS or a proxy's."""
-        session = boto3.session.Session(
-            aws_access_key_id=access_key or self.access_key,
-            aws_secret_access_key=secret_key or self.secret_key,
-            region_name=REGION,
-        )
         settings: dict[str, Any] = {
             "signature_version": "s3v4",
             "s3": {"addressing_style": "path"},
@@ -130,9 +126,12 @@ class S3Server:
             "response_checksum_validation": "when_required",
             "retries": {"mode": "standard", "total_max_attempts": 1},
         }
-        client = session.client(
+        client = self._session.client(
             "s3",
+            region_name=REGION,
             endpoint_url=url or self.http_url,
+            aws_access_key_id=access_key or self.access_key,
+            aws_secret_access_key=secret_key or self.secret_key,
             verify=str(self.ca_file),
             config=Config(**(settings | (config or {}))),
         )

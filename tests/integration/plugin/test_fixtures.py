@@ -35,18 +35,36 @@ def test_a_directory_comes_back_when_the_test_ends_and_not_before(
 ) -> None:
     pytester.makepyfile(f"""
         import os
+        from contextlib import contextmanager
+
         import pytest
+        from pytest_sandpoint.turn import SharedTurn
 
         def names():
             return sorted(os.listdir("data"))
 
+        @contextmanager
+        def undisturbed(config):
+            if {strategy!r} != "copy" or not hasattr(config, "workerinput"):
+                yield
+                return
+            # Before and after this test's turn at the directory another worker may have its own, and write.
+            turn = SharedTurn(config.workerinput["sandpoint_queue"])
+            turn.take()
+            try:
+                yield
+            finally:
+                turn.give_back()
+
         @pytest.fixture
-        def outlives_it():
-            assert names() == ["kept", "sub"]
+        def outlives_it(pytestconfig):
+            with undisturbed(pytestconfig):
+                assert names() == ["kept", "sub"]
             yield
-            assert names() == ["kept", "sub"]
-            assert open("data/kept").read() == "kept\\n"
-            assert open("data/sub/inner").read() == "inner\\n"
+            with undisturbed(pytestconfig):
+                assert names() == ["kept", "sub"]
+                assert open("data/kept").read() == "kept\\n"
+                assert open("data/sub/inner").read() == "inner\\n"
 
         @pytest.fixture
         def checkpoint(outlives_it, sandbox_checkpoint):
