@@ -562,15 +562,18 @@ class _Stored(BaseModel):
 
 
 class StoredLayer(_Stored):
-    """A layer of a backup: its key in the store, size in bytes and digest."""
+    """A file of a backup: its key in the store, size in bytes and digest, None of a foreign backup's."""
 
     key: Annotated[str, Field(pattern=r"^backups/[0-9a-f-]{36}/[a-z0-9]{1,32}\.[a-z0-9]{1,32}$")]
     size: Annotated[int, Field(ge=0)]
-    sha256: Sha256
+    sha256: Sha256 | None
 
 
 class BackupMetadata(_Stored):
-    """`meta.json`, format version 1. Names are camelCase there, as Cloudflare's Sandbox SDK writes them."""
+    """`meta.json`, format version 1. Names are camelCase there, as Cloudflare's Sandbox SDK writes them.
+
+    A foreign backup, which that SDK wrote, has one layer without a digest and no manifest.
+    """
 
     format_version: Literal[1]
     id: BackupId
@@ -589,7 +592,7 @@ class BackupMetadata(_Stored):
     file_count: Annotated[int, Field(ge=0)]
     excludes: tuple[Pattern, ...] = ()
     use_gitignore: bool = False
-    manifest: StoredLayer
+    manifest: StoredLayer | None
     parent_manifests: tuple[StoredLayer, ...] = ()
     """Of a delta: those that its own is built on, that of the full backup first."""
     layers: Annotated[tuple[StoredLayer, ...], Field(min_length=1)]
@@ -598,7 +601,17 @@ class BackupMetadata(_Stored):
     @property
     def manifests(self) -> tuple[StoredLayer, ...]:
         """All manifests, that of the full backup first."""
-        return (*self.parent_manifests, self.manifest)
+        return self.parent_manifests if self.manifest is None else (*self.parent_manifests, self.manifest)
+
+    @property
+    def files(self) -> tuple[StoredLayer, ...]:
+        """All files that it names, its own and those of others."""
+        return (*self.manifests, *self.layers)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program wrote it: its digest, its manifest and the size of its tree are not known."""
+        return self.manifest is None
 
     @property
     def restorable_until(self) -> datetime:
@@ -683,12 +696,16 @@ class ForkResult(Strict):
 
 
 class VerifyResult(Strict):
-    """Whether all that a backup consists of is as it was written."""
+    """Whether all that a backup consists of is as it was written.
+
+    `size_only`: another program wrote it and noted no digest, so that its size alone was compared.
+    """
 
     id: str
     ok: bool
     checked_bytes: int
     problem: str | None = None
+    size_only: bool = False
 
 
 class DeleteResult(Strict):

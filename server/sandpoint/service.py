@@ -24,12 +24,14 @@ from sandpoint.models import (
     DEFAULT_PATCH_BYTES,
     DEFAULT_TTL,
     FORMAT_VERSION,
+    AdoptRequest,
     Applied,
     ApplyRequest,
     Backup,
     BackupMetadata,
     BackupPage,
     BringBackOptions,
+    CachedGrant,
     Capabilities,
     Captured,
     CaptureRequest,
@@ -232,7 +234,7 @@ class BackupService:
             await self._store.commit(metadata)
         return _Capture(
             Backup.from_metadata(metadata, captured),
-            manifests=tuple(manifest.sha256 for manifest in metadata.manifests),
+            manifests=tuple(manifest.sha256 or "" for manifest in metadata.manifests),
             has_changed=captured.manifest is not None,
         )
 
@@ -247,9 +249,9 @@ class BackupService:
     def _as_parent(self, base: "_Base") -> Parent:
         parent, whole = base.metadata, base.whole
         return Parent(
-            manifests=tuple(map(self._store.source, parent.manifests)),
-            layers=tuple(map(self._store.source, parent.layers)),
-            dropped=tuple(map(self._store.source, whole.manifests[len(parent.manifests) :])),
+            manifests=tuple(map(self._source, parent.manifests)),
+            layers=tuple(map(self._source, parent.layers)),
+            dropped=tuple(map(self._source, whole.manifests[len(parent.manifests) :])),
             file_count=whole.file_count,
             total_bytes=whole.total_bytes,
         )
@@ -377,11 +379,27 @@ class BackupService:
         return ForkResult(success=True, id=metadata.id, restores=tuple(done))
 
     async def _contents(self, metadata: BackupMetadata, report: Report) -> StoredBackup:
-        """Return what a backup consists of, with leave to read it."""
+        """Return what a backup consists of, with leave to read it; during a turn."""
+        if metadata.is_foreign:
+            return await self._adopt(metadata, report)
         return StoredBackup(
-            manifests=tuple(map(self._store.source, metadata.manifests)),
-            layers=tuple(map(self._store.source, metadata.layers)),
+            manifests=tuple(map(self._source, metadata.manifests)), layers=tuple(map(self._source, metadata.layers))
         )
+
+    async def _adopt(self, metadata: BackupMetadata, report: Report) -> StoredBackup:
+        """Make a layer and a manifest of our own of what another program wrote; they last for the turn."""
+        (archive,) = metadata.layers
+        request = AdoptRequest(size=archive.size, grant=self._store.grant_get(archive))
+        adopted = await self._sandbox.adopt(request, report)
+        manifest, layer = (
+            Source(size=each.size, sha256=each.sha256, grant=CachedGrant())
+            for each in (adopted.manifest, adopted.layer)
+        )
+        return StoredBackup(manifests=(manifest,), layers=(layer,))
+
+    def _source(self, stored: StoredLayer) -> Source:
+        assert stored.sha256 is not None, "only foreign backups have no digests"
+        return Source(size=stored.size, sha256=stored.sha256, grant=self._store.grant_get(stored))
 
     async def _restore_to(
         self, path: str, metadata: BackupMetadata, contents: StoredBackup, options: BringBackOptions, report: Report
@@ -659,9 +677,10 @@ class BackupService:
         checked = 0
         try:
             metadata = await self._read(wanted)
-            files = (*metadata.manifests, *metadata.layers)
-            total = sum(stored.size for stored in files)
-            for stored in files:
+            if metadata.is_foreign:
+                return await self._verify_size(metadata)
+            total = sum(stored.size for stored in metadata.files)
+            for stored in metadata.files:
                 await report(Progress(phase="verifying", done=checked, total=total))
                 await self._check(stored)
                 checked += stored.size
@@ -671,12 +690,19 @@ class BackupService:
             return VerifyResult(id=wanted, ok=False, checked_bytes=checked, problem=str(error))
         return VerifyResult(id=wanted, ok=True, checked_bytes=checked)
 
+    async def _verify_size(self, metadata: BackupMetadata) -> VerifyResult:
+        """Compare what can be compared where another program noted no digest."""
+        (archive,) = metadata.layers
+        grant = self._store.grant_get(archive)
+        await self._in_thread(lambda check: transfer.check_size(grant, archive.size, self._store.relay, check))
+        return VerifyResult(id=metadata.id, ok=True, checked_bytes=archive.size, size_only=True)
+
     async def _check(self, stored: StoredLayer) -> None:
-        source = self._store.source(stored)
+        source = self._source(stored)
         await self._in_thread(lambda check: transfer.check_source(source, self._store.relay, check))
 
     async def _check_manifests(self, metadata: BackupMetadata) -> None:
-        sources = [self._store.source(stored) for stored in metadata.manifests]
+        sources = [self._source(stored) for stored in metadata.manifests]
         await self._in_thread(lambda check: transfer.read_manifest(sources, self._store.relay, check))
 
     async def _in_thread(self, work: Callable[[Callable[[], None]], object]) -> None:
@@ -964,13 +990,15 @@ def open_service(settings: Settings | None = None) -> BackupService:
         InvalidBackupConfigError: The settings name no store or sandbox that there is.
     """
     settings = settings or read_settings()
-    store = open_store(settings.store)
+    store = open_store(settings.store, settings)
     if settings.sandbox != "local":
         raise InvalidBackupConfigError(f"sandbox: {settings.sandbox!r} is unknown; use 'local'")
     sandbox = LocalSandbox(
         settings.state_dir,
         allowed_dirs=settings.allowed_dirs,
         kept_out=(store.local_path,) if store.local_path is not None else (),
+        cache_bytes=settings.cache_bytes,
+        relay=store.relay,
     )
     limits = ChainLimits(layers=settings.chain_layers, hours=settings.chain_hours, share=settings.chain_share)
     return BackupService(sandbox, store, compression=settings.compression, chain_limits=limits)

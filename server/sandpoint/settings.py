@@ -9,12 +9,38 @@ from pathlib import Path
 from typing import Annotated
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from sandpoint.errors import InvalidBackupConfigError
 from sandpoint.models import Compression, KeepRules, describe_invalid
 
 PREFIX = "SANDPOINT_"
+
+
+class R2Settings(BaseModel):
+    """Cloudflare R2, by the names that its users already set; which of them are missing says who opens the store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    account_id: str | None = None
+    """`CLOUDFLARE_ACCOUNT_ID`."""
+
+    access_key_id: SecretStr | None = None
+    """`R2_ACCESS_KEY_ID`."""
+
+    secret_access_key: SecretStr | None = None
+    """`R2_SECRET_ACCESS_KEY`."""
+
+    bucket: str | None = None
+    """`BACKUP_BUCKET_NAME`: of a store that names none."""
+
+
+R2_VARIABLES = {
+    "account_id": "CLOUDFLARE_ACCOUNT_ID",
+    "access_key_id": "R2_ACCESS_KEY_ID",
+    "secret_access_key": "R2_SECRET_ACCESS_KEY",
+    "bucket": "BACKUP_BUCKET_NAME",
+}
 
 
 class Settings(BaseModel):
@@ -23,7 +49,16 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     store: str = Field(default_factory=lambda: Path(platformdirs.user_data_dir("sandpoint"), "store").as_uri())
-    """`file:///path`."""
+    """`file:///path`, or `s3://bucket/prefix`."""
+
+    s3_endpoint_url: str | None = None
+    """Of a server that speaks S3; None leaves it to AWS's own settings, as region and credentials."""
+
+    s3_direct: bool = False
+    """Files go through the server, for sandboxes that cannot reach the bucket."""
+
+    r2: R2Settings | None = None
+    """Cloudflare R2; not from `SANDPOINT_R2`."""
 
     sandbox: str = "local"
     """`local`."""
@@ -34,6 +69,9 @@ class Settings(BaseModel):
     state_dir: str = Field(default_factory=lambda: platformdirs.user_state_dir("sandpoint"))
     """Queue, staging, overlays' upper layers, and notes of checked layers. On a filesystem that can hold an
     overlay's upper layer (not itself an overlay), best the one that the directories are on."""
+
+    cache_bytes: Annotated[int, Field(ge=0)] = 10 << 30
+    """What the state directory keeps of a remote store's files, between operations."""
 
     compression: Compression = "zstd"
     """Of new layers."""
@@ -75,6 +113,13 @@ class Settings(BaseModel):
         return resolve(value)
 
 
+def _read_r2(environment: Mapping[str, str]) -> R2Settings | None:
+    found = {name: environment.get(variable) or None for name, variable in R2_VARIABLES.items()}
+    if environment.get(f"{PREFIX}S3_ENDPOINT_URL") or not (found["access_key_id"] or found["secret_access_key"]):
+        return None
+    return R2Settings.model_validate(found)
+
+
 def _parse_rules(text: str) -> dict[str, object]:
     rules: dict[str, object] = {}
     names: list[str] = []
@@ -113,8 +158,9 @@ def read_settings(environment: Mapping[str, str] = os.environ, **overrides: obje
     values: dict[str, object] = {
         name: environment[PREFIX + name.upper()]
         for name in Settings.model_fields
-        if environment.get(PREFIX + name.upper())
+        if name != "r2" and environment.get(PREFIX + name.upper())
     }
+    values["r2"] = _read_r2(environment)
     values |= {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings.model_validate(values)

@@ -15,7 +15,7 @@ from uuid6 import uuid7
 from sandpoint.engine.checked import digest
 from sandpoint.engine.state import State, remove_tree
 from sandpoint.engine.transfer import fetch, send
-from sandpoint.models import Mode, StoredLayer
+from sandpoint.models import Mode, Source, StoredLayer
 from sandpoint.service import open_service
 from sandpoint.settings import read_settings
 from sandpoint.stores import open_store
@@ -34,7 +34,7 @@ async def operate(operation: str, subject: str, directory: str | None = None) ->
 async def transfer(operation: str, path: str, into: str) -> dict[str, Any]:
     """Send a file through the grants of a store, or fetch it: both begin with the sending, for there is no other."""
     state = State(f"{into}.state")
-    store = open_store(read_settings())
+    store = open_store(read_settings().store)
     stored = digest(path, lambda: None)
     backup_id = str(uuid7())
     key = (await store.begin(backup_id)).layer_key
@@ -45,7 +45,8 @@ async def transfer(operation: str, path: str, into: str) -> dict[str, Any]:
         await store.accept(key, send(sent, stored, grant, state, lambda: None))
         if operation == "download":
             remove_tree(state.path)
-            fetch(store.source(StoredLayer(key=key, **dict(stored))), state, lambda: None)
+            grant_get = store.grant_get(StoredLayer(key=key, **dict(stored)))
+            fetch(Source(**dict(stored), grant=grant_get), state, lambda: None)
     finally:
         await store.abandon(backup_id)
         remove_tree(state.path)

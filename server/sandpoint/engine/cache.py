@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from sandpoint.engine import remote
-from sandpoint.engine.checked import check_once, note_checked
+from sandpoint.engine.checked import altered, check_once, note_checked
 from sandpoint.engine.overlay import own_overlays
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Check
@@ -80,15 +80,12 @@ def _fill(path: str, source: Source, state: State, check: Check) -> None:
     partial = f"{path}.partial"
     try:
         for attempt in range(1, _FETCHES + 1):
-            try:
-                _download(source, partial, state, check)
-                check_once(partial, source, state, check, reread=True)
-            except BackupIntegrityError:
-                _remove_partial(partial)
-                if attempt == _FETCHES:
-                    raise
-            else:
+            found = _download(source, partial, state, check)
+            if found == source.sha256:
                 break
+            _remove_partial(partial)
+            if attempt == _FETCHES:
+                raise altered(remote.name_of(source.grant))
         os.rename(partial, path)
         note_checked(path, source, state)
     except OSError as error:
@@ -97,14 +94,14 @@ def _fill(path: str, source: Source, state: State, check: Check) -> None:
         _remove_partial(partial)
 
 
-def _download(source: Source, partial: str, state: State, check: Check) -> None:
+def _download(source: Source, partial: str, state: State, check: Check) -> str:
     try:
-        remote.download(source.grant, source.size, state.relay, partial, check)
+        return remote.download(source.grant, source.size, state.relay, partial, check)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         trim(state, budget=0)  # what others do not use just now gives way
-        remote.download(source.grant, source.size, state.relay, partial, check)
+        return remote.download(source.grant, source.size, state.relay, partial, check)
 
 
 def _remove_partial(partial: str) -> None:

@@ -42,10 +42,7 @@ def check_file(path: str, stored: StoredFile, check: Check) -> None:
     try:
         status = os.stat(path)
         if status.st_size != stored.size:
-            raise BackupIntegrityError(
-                f"{path} has {status.st_size} bytes where the backup has {stored.size}; the backup is damaged, "
-                "nothing was changed"
-            )
+            raise other_size(path, status.st_size, stored.size)
         if digest(path, check).sha256 != stored.sha256:
             raise altered(path)
     except FileNotFoundError:
@@ -57,6 +54,13 @@ def check_file(path: str, stored: StoredFile, check: Check) -> None:
 def missing(name: str) -> BackupIntegrityError:
     """Return what is said of a file that the store does not have."""
     return BackupIntegrityError(f"{name} is missing; the backup is damaged. {REMEDY}")
+
+
+def other_size(name: str, found: int, size: int) -> BackupIntegrityError:
+    """Return what is said of a file of another size."""
+    return BackupIntegrityError(
+        f"{name} has {found} bytes where the backup has {size}; the backup is damaged, nothing was changed"
+    )
 
 
 def altered(name: str) -> BackupIntegrityError:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from sandpoint.engine import cache, remote, squashfs, tools, transfer
 from sandpoint.engine.capture_full import capture_full
+from sandpoint.engine.checked import other_size
 from sandpoint.engine.made import layer_file, manifest_file
 from sandpoint.engine.place import opened_place
 from sandpoint.engine.state import State
@@ -51,10 +52,7 @@ def _fetched(request: AdoptRequest, state: State, work: str, monitor: Monitor) -
         remote.download(request.grant, request.size, state.relay, path, monitor.check)
     size = os.stat(path).st_size
     if size != request.size:
-        raise BackupIntegrityError(
-            f"{remote.name_of(request.grant)} has {size} bytes where the backup has {request.size}; it is damaged, "
-            "nothing was changed"
-        )
+        raise other_size(remote.name_of(request.grant), size, request.size)
     return path
 
 

@@ -1,9 +1,11 @@
 """Files to and from stores that are no folder: by presigned URLs, or through the server."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 
-from sandpoint.engine.checked import altered, missing
+from sandpoint.engine import http
+from sandpoint.engine.checked import altered, missing, other_size
 from sandpoint.engine.relay import Relay
 from sandpoint.engine.tools import Check
 from sandpoint.models import CachedGrant, GetGrant, MultipartGrant, PathGrant, PutGrant, ReadGrant, RelayGrant
@@ -21,13 +23,11 @@ def upload(
     if isinstance(grant, RelayGrant):
         _there(relay).write(grant.key, path, check)
         return ()
-    from sandpoint.engine import http  # not needed where the store is a folder
-
     return http.upload(path, grant, check)
 
 
-def download(grant: ReadGrant, size: int, relay: Relay | None, path: str, check: Check) -> None:
-    """Fetch a file of a known size into a new one; its digest is yet to be compared.
+def download(grant: ReadGrant, size: int, relay: Relay | None, path: str, check: Check) -> str:
+    """Fetch a file of a known size into a new one; return its SHA-256, which is yet to be compared.
 
     One that an earlier call had begun, and left when its process was killed, is gone on with where that is possible.
 
@@ -37,16 +37,17 @@ def download(grant: ReadGrant, size: int, relay: Relay | None, path: str, check:
         OSError: The new file cannot be written.
     """
     if isinstance(grant, GetGrant):
-        from sandpoint.engine import http  # not needed where the store is a folder
-
-        http.download(grant, size, path, check)
-        return
+        return http.download(grant, size, path, check)
+    total = hashlib.sha256()
     with open(path, "wb") as file:
         if size:
             os.posix_fallocate(file.fileno(), 0, size)
-        arrived = sum(file.write(block) for block in blocks(grant, size, relay, check))
-    if arrived != size:
-        raise altered(name_of(grant))
+        for block in blocks(grant, size, relay, check):
+            file.write(block)
+            total.update(block)
+        if file.tell() != size:
+            raise other_size(name_of(grant), file.tell(), size)
+    return total.hexdigest()
 
 
 def blocks(grant: ReadGrant, size: int, relay: Relay | None, check: Check) -> Iterator[bytes]:
@@ -69,8 +70,6 @@ def _blocks(grant: ReadGrant, relay: Relay | None, check: Check) -> Iterator[byt
     if isinstance(grant, RelayGrant):
         return _there(relay).read(grant.key)
     if isinstance(grant, GetGrant):
-        from sandpoint.engine import http  # not needed where the store is a folder
-
         return http.stream(grant, check)
     raise missing(name_of(grant))
 

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 from sandpoint.engine import cache, remote
 from sandpoint.engine.beside import beside
-from sandpoint.engine.checked import altered, check_file, check_once, digest, missing, note_checked
+from sandpoint.engine.checked import altered, check_file, check_once, digest, missing, note_checked, other_size
 from sandpoint.engine.manifest import Manifest
 from sandpoint.engine.relay import Relay
 from sandpoint.engine.state import State, sync_directory
 from sandpoint.engine.tools import Check
 from sandpoint.errors import StoreUnavailableError
-from sandpoint.models import PathGrant, SentFile, Source, StoredFile, WriteGrant
+from sandpoint.models import PathGrant, ReadGrant, SentFile, Source, StoredFile, WriteGrant
 
 # -- to a store --
 
@@ -153,6 +153,25 @@ def check_source(source: Source, relay: Relay | None, check: Check) -> None:
         size += len(block)
     if (size, total.hexdigest()) != (source.size, source.sha256):
         raise altered(remote.name_of(source.grant))
+
+
+def check_size(grant: ReadGrant, size: int, relay: Relay | None, check: Check) -> None:
+    """Read a file of a store to its end and compare it with its size alone; nothing is kept.
+
+    Raises:
+        BackupIntegrityError: It is missing, or has another size.
+    """
+    name = remote.name_of(grant)
+    try:
+        found = (
+            os.stat(grant.path).st_size
+            if isinstance(grant, PathGrant)
+            else sum(len(block) for block in remote.blocks(grant, size, relay, check))
+        )
+    except FileNotFoundError:
+        raise missing(name) from None
+    if found != size:
+        raise other_size(name, found, size)
 
 
 def read_bytes(source: Source, relay: Relay | None, check: Check) -> bytes:

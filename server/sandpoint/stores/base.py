@@ -1,17 +1,18 @@
 """What every store can do."""
 
 from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
 from sandpoint.engine.relay import Relay
-from sandpoint.errors import InvalidBackupConfigError
+from sandpoint.errors import BackupNotFoundError, InvalidBackupConfigError
 from sandpoint.models import (
     BackupMetadata,
     FileRole,
+    ReadGrant,
     SentFile,
-    Source,
     StoredFile,
     StoredLayer,
     WriteGrant,
@@ -21,6 +22,7 @@ from sandpoint.models import (
 LAYER_NAME = "data.sqsh"
 MANIFEST_NAME = "manifest.zst"
 METADATA_NAME = "meta.json"
+BACKUPS = "backups/"
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,21 @@ class Position:
 
     @classmethod
     def of(cls, metadata: BackupMetadata) -> "Position":
-        """Return a backup's place: ids made by time carry it, others are placed by their metadata."""
+        """Return a backup's place: that of its id, where the id was made by time, else that of its metadata.
+
+        An id of another version is taken for one made by time if its first digits are one, from 2024 on and not after
+        the backup was made. Most of those that are listed among ids made by time so have the place of their keys.
+        """
         made = time_of(metadata.id)
-        return cls(int(metadata.created_at.timestamp() * 1000) if made is None else made, metadata.id)
+        if made is not None:
+            return cls(made, metadata.id)
+        created = int(metadata.created_at.timestamp() * 1000)
+        digits = UUID(metadata.id).int >> 80
+        return cls(digits if FIRST_MS <= digits <= created else created, metadata.id)
+
+
+FIRST_MS = 1_704_067_200_000
+"""2024-01-01: no id that was made by time is older, unless its clock was wrong."""
 
 
 def time_of(backup_id: str) -> int | None:
@@ -77,7 +91,20 @@ def time_of(backup_id: str) -> int | None:
 
 def key_of(backup_id: str, name: str) -> str:
     """Return the key of a file of a backup."""
-    return f"backups/{backup_id}/{name}"
+    return f"{BACKUPS}{backup_id}/{name}"
+
+
+def id_in(name: str) -> str | None:
+    """Return the backup's id that a name in a store is, None if it is something else's."""
+    with suppress(InvalidBackupConfigError):
+        if parse_backup_id(name) == name:
+            return name
+    return None
+
+
+def not_found(backup_id: str) -> BackupNotFoundError:
+    """Return the error for a backup that is not there."""
+    return BackupNotFoundError(f"there is no backup {backup_id} in this store; list shows those that there are")
 
 
 class Store(Protocol):
@@ -142,15 +169,15 @@ class Store(Protocol):
         ...
 
     def newest(self, after: Position | None = None, *, about: int = 50) -> AsyncIterator[BackupMetadata]:
-        """Iterate over backups, newest first; damaged ones are logged and passed over.
+        """Iterate over backups, newest first, from just after a position; damaged ones are logged and passed over.
 
         Args:
-            after: Begin just after this position.
-            about: How many will probably be wanted.
+            after: Where to go on; None to begin with the newest.
+            about: How many are likely to be asked for: so many are read at a time.
         """
         ...
 
-    def source(self, stored: StoredLayer) -> Source:
+    def grant_get(self, stored: StoredLayer) -> ReadGrant:
         """Grant leave to read a file."""
         ...
 

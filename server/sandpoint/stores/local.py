@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from urllib.parse import unquote, urlsplit
 
 import anyio.to_thread
-from pydantic import ValidationError
 
 from sandpoint.engine.state import sync_directory, write_new
 from sandpoint.errors import (
@@ -27,21 +26,28 @@ from sandpoint.models import (
     BackupMetadata,
     PathGrant,
     SentFile,
-    Source,
     StoredFile,
     StoredLayer,
-    describe_invalid,
     parse_backup_id,
 )
 from sandpoint.settings import resolve
-from sandpoint.stores.base import LAYER_NAME, MANIFEST_NAME, METADATA_NAME, Position, Upload, key_of, time_of
+from sandpoint.stores.base import (
+    LAYER_NAME,
+    MANIFEST_NAME,
+    METADATA_NAME,
+    Position,
+    Upload,
+    id_in,
+    key_of,
+    not_found,
+    time_of,
+)
+from sandpoint.stores.metadata import MAX_METADATA_BYTES, parse_metadata
 
 _log = logging.getLogger(__name__)
 
-_MAX_METADATA_BYTES = 1 << 20
 
-
-def open_local_store(url: str) -> "LocalStore | None":
+def open_local_store(url: str, _settings: object = None) -> "LocalStore | None":
     """Return the store of a `file:` URL, None for other schemes.
 
     Raises:
@@ -56,10 +62,6 @@ def open_local_store(url: str) -> "LocalStore | None":
             f"store: {url!r} names no folder of this machine; write file:///absolute/path, with three slashes"
         )
     return LocalStore(resolve(path))
-
-
-def _not_found(backup_id: str) -> BackupNotFoundError:
-    return BackupNotFoundError(f"there is no backup {backup_id} in this store; list shows those that there are")
 
 
 class LocalStore:
@@ -253,20 +255,12 @@ class LocalStore:
         path = os.path.join(self._folder(parse_backup_id(backup_id)), METADATA_NAME)
         try:
             with self._available(), open(path, "rb") as file:
-                content = file.read(_MAX_METADATA_BYTES)
+                content = file.read(MAX_METADATA_BYTES)
         except StoreUnavailableError as error:
             if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-                raise _not_found(backup_id) from None
+                raise not_found(backup_id) from None
             raise
-        try:
-            metadata = BackupMetadata.model_validate_json(content)
-        except ValidationError as error:
-            raise BackupIntegrityError(
-                f"the metadata of backup {backup_id} is damaged: {describe_invalid(error)[:300]}; nothing was changed"
-            ) from None
-        if metadata.id != backup_id:
-            raise BackupIntegrityError(f"the metadata of backup {backup_id} is that of {metadata.id}")
-        return metadata
+        return parse_metadata(backup_id, content)
 
     async def newest(self, after: Position | None = None, *, about: int = 50) -> AsyncIterator[BackupMetadata]:
         """Iterate over backups, newest first; only those asked for are read."""
@@ -288,12 +282,9 @@ class LocalStore:
         return sorted(positions, reverse=True)
 
     def _ids(self) -> list[str]:
-        ids = []
+        ids: list[str] = []
         with self._available(), suppress(FileNotFoundError):
-            for name in os.listdir(self._backups):
-                with suppress(InvalidBackupConfigError):
-                    if parse_backup_id(name) == name:
-                        ids.append(name)
+            ids = [name for name in os.listdir(self._backups) if id_in(name)]
         return ids
 
     def _read_all(self, positions: list[Position]) -> list[BackupMetadata]:
@@ -307,11 +298,9 @@ class LocalStore:
                 _log.warning("%s", error)
         return found
 
-    def source(self, stored: StoredLayer) -> Source:
+    def grant_get(self, stored: StoredLayer) -> PathGrant:
         """Grant leave to read a file by its path."""
-        return Source(
-            size=stored.size, sha256=stored.sha256, grant=PathGrant(path=os.path.join(self._path, stored.key))
-        )
+        return PathGrant(path=os.path.join(self._path, stored.key))
 
     # -- removing --
 
@@ -332,7 +321,7 @@ class LocalStore:
                     os.unlink(metadata)
                     sync_directory(folder)
             except FileNotFoundError:
-                raise _not_found(backup_id) from None
+                raise not_found(backup_id) from None
 
     async def reclaim(self) -> tuple[list[str], int]:
         """Remove files of hidden and abandoned backups that no visible one names."""
@@ -408,11 +397,7 @@ class LocalStore:
         return keys
 
     def _named_keys(self, without: Collection[str]) -> set[str]:
-        return {
-            stored.key
-            for metadata in self._read_strictly(without)
-            for stored in (*metadata.manifests, *metadata.layers)
-        }
+        return {stored.key for metadata in self._read_strictly(without) for stored in metadata.files}
 
     def _read_strictly(self, without: Collection[str]) -> list[BackupMetadata]:
         # A backup whose metadata cannot be read may need any layer: nothing is reclaimed until it is dealt with.

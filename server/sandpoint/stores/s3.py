@@ -1,182 +1,135 @@
 """A store in a bucket of Amazon S3, Cloudflare R2, or whatever speaks S3.
 
-{prefix}backups/{id}/...   as the storage format says
-{prefix}incoming/{id}      of a backup that is being written: what it needs of others, and until when that holds
-{prefix}doomed/{id}        of a hidden backup whose files are about to be removed
-
-There are no locks. A writer puts its marker first and then looks whether what it needs is doomed; whoever reclaims
-puts the other marker first and then looks who needs what. A store that reads what was written shows one to the other.
+{prefix}backups/{id}/...            as the storage format says
+{prefix}incoming/, {prefix}doomed/  markers of those who write and remove: see `s3_markers`
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Collection
+from datetime import UTC, datetime
+from uuid import uuid4
 
 import anyio.to_thread
-from pydantic import BaseModel, ValidationError
 
-from sandpoint.errors import (
-    BackupIntegrityError,
-    BackupNotFoundError,
-    InvalidBackupConfigError,
-    SandpointError,
-    StoreUnavailableError,
+from sandpoint.engine.relay import Relay
+from sandpoint.errors import BackupIntegrityError, BackupNotFoundError, StoreUnavailableError
+from sandpoint.models import (
+    BackupMetadata,
+    ReadGrant,
+    RelayGrant,
+    SentFile,
+    StoredFile,
+    StoredLayer,
+    WriteGrant,
+    parse_backup_id,
 )
-from sandpoint.models import BackupMetadata, StoredLayer, describe_invalid, parse_backup_id
-from sandpoint.stores.base import LAYER_NAME, MANIFEST_NAME, METADATA_NAME, Position, key_of, time_of
-
-if TYPE_CHECKING:
-    from types_boto3_s3 import S3Client
+from sandpoint.stores.base import (
+    BACKUPS,
+    LAYER_NAME,
+    MANIFEST_NAME,
+    METADATA_NAME,
+    Position,
+    Upload,
+    key_of,
+    not_found,
+)
+from sandpoint.stores.metadata import MAX_METADATA_BYTES, parse_metadata
+from sandpoint.stores.s3_bucket import Bucket, side_by_side
+from sandpoint.stores.s3_client import Connection
+from sandpoint.stores.s3_lifecycle import Lifecycle, apply_rules, show_rules
+from sandpoint.stores.s3_listing import Listing
+from sandpoint.stores.s3_markers import INCOMING, Lease, Markers
+from sandpoint.stores.s3_reclaim import Reclaimer
+from sandpoint.stores.s3_transfers import Grants, S3Relay, granted_s
 
 _log = logging.getLogger(__name__)
-
-_MAX_METADATA_BYTES = 1 << 20
-_BATCH = 16
-"""Metadata read at a time, each by a request of its own."""
-
-_FIRST_WINDOW_MS = 60_000
-_WIDER = 8
-"""How much further back each look for the newest backups goes: keys can be listed in ascending order only."""
-
-_LEASE = timedelta(hours=24)
-"""For so long a writer that says no more is taken to be alive."""
-
-
-class _Marker(BaseModel):
-    needs: tuple[str, ...]
-    until: datetime
-
-
-def open_s3_store(url: str) -> "S3Store | None":
-    """Return the store of an `s3:` URL, None for other schemes.
-
-    Raises:
-        InvalidBackupConfigError: The URL names no bucket.
-    """
-    parts = urlsplit(url)
-    if parts.scheme != "s3":
-        return None
-    prefix = parts.path.strip("/")
-    if not parts.netloc or parts.query or parts.fragment:
-        raise InvalidBackupConfigError(f"store: {url!r} names no bucket; write s3://bucket or s3://bucket/prefix")
-    return S3Store(parts.netloc, f"{prefix}/" if prefix else "")
 
 
 class S3Store:
     """Backups in a bucket. Implements `Store`."""
 
-    def __init__(self, bucket: str, prefix: str = "", *, connect: Callable[[], "S3Client"] | None = None) -> None:
+    def __init__(self, connection: Connection, prefix: str = "", *, direct: bool = False) -> None:
         """Name the bucket; nothing is asked of it yet.
 
         Args:
-            bucket: Its name.
+            connection: Where it is.
             prefix: Of all keys, ending with a slash if not empty.
-            connect: Makes the client; by default from the environment, as AWS's own tools do.
+            direct: Whether files go through this client, for engines that cannot reach the bucket.
         """
-        self._bucket = bucket
-        self._prefix = prefix
-        self._connect = connect or _connect
+        self._bucket = Bucket(connection, prefix)
+        self._markers = Markers(self._bucket)
+        self._grants = Grants(self._bucket)
+        self._relay = S3Relay(self._bucket) if direct else None
+        self._reclaimer = Reclaimer(self._bucket, self._markers, self._read)
+        self._listing = Listing(lambda after: self._bucket.folders(BACKUPS, after), self._place)
+        self._leases: dict[str, Lease] = {}
+
+    def __repr__(self) -> str:
+        return f"S3Store({self._bucket.connection!r}, {self._bucket.prefix!r}, direct={self._relay is not None})"
 
     @property
-    def local_path(self) -> str | None:
+    def local_path(self) -> None:
         """It lies elsewhere."""
-        return None
+        return
 
-    @cached_property
-    def _client(self) -> "S3Client":
-        return self._connect()
-
-    # -- requests --
-
-    @contextmanager
-    def _available(self) -> Iterator[None]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            yield
-        except (BotoCoreError, ClientError) as error:
-            raise StoreUnavailableError(f"the bucket {self._bucket} cannot be used: {_why(error)}") from error
-
-    def _get(self, key: str, limit: int) -> bytes | None:
-        with self._available():
-            try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            except self._client.exceptions.NoSuchKey:
-                return None
-            with answer["Body"] as body:
-                return body.read(limit)
-
-    def _size(self, key: str) -> int | None:
-        with self._available():
-            try:
-                return self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)["ContentLength"]
-            except self._client.exceptions.ClientError as error:
-                if _status(error) == 404:
-                    return None
-                raise
-
-    def _put(self, key: str, content: bytes, *, once: bool = False) -> None:
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if once else {}
-        with self._available():
-            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=content, **condition)
-
-    def _delete(self, keys: Iterable[str]) -> None:
-        wanted = [{"Key": self._prefix + key} for key in keys]
-        for start in range(0, len(wanted), 1000):
-            with self._available():
-                answer = self._client.delete_objects(
-                    Bucket=self._bucket, Delete={"Objects": wanted[start : start + 1000], "Quiet": True}
-                )
-            if failed := answer.get("Errors"):
-                raise StoreUnavailableError(
-                    f"{failed[0].get('Key')} cannot be deleted from {self._bucket}: {failed[0].get('Message')}"
-                )
-
-    def _list(self, below: str, *, after: str = "") -> Iterator[tuple[str, int]]:
-        """Yield keys and sizes below a prefix, in ascending order."""
-        pages = self._client.get_paginator("list_objects_v2")
-        with self._available():
-            for page in pages.paginate(
-                Bucket=self._bucket, Prefix=self._prefix + below, StartAfter=self._prefix + after if after else ""
-            ):
-                for found in page.get("Contents", ()):
-                    yield found["Key"].removeprefix(self._prefix), found["Size"]
+    @property
+    def relay(self) -> Relay | None:
+        """The server's own client, in direct mode."""
+        return self._relay
 
     # -- writing --
 
     async def check(self) -> None:
-        """See that the bucket is there, and can be written."""
+        """See that the bucket is there, and can be written and listed."""
         await anyio.to_thread.run_sync(self._check)
 
     def _check(self) -> None:
-        key = f"incoming/check-{datetime.now(UTC):%Y%m%d%H%M%S%f}"
-        self._put(key, b"")
-        self._delete([key])
+        probe = f"{INCOMING}check-{uuid4()}"
+        self._bucket.put(probe, b"")
+        self._markers.doomed()
+        self._bucket.delete([probe])
 
-    def _begin(self, backup_id: str, needs: Collection[StoredLayer]) -> None:
-        marker = _Marker(needs=tuple(stored.key for stored in needs), until=datetime.now(UTC) + _LEASE)
-        self._put(f"incoming/{backup_id}", marker.model_dump_json().encode(), once=True)
+    async def begin(self, backup_id: str, needs: Collection[StoredLayer] = ()) -> Upload:
+        """Put the writer's marker, then see that what it needs is there and stays."""
+        return await anyio.to_thread.run_sync(self._begin, backup_id, needs)
+
+    def _begin(self, backup_id: str, needs: Collection[StoredLayer]) -> Upload:
+        self._leases[backup_id] = self._markers.put(backup_id, [stored.key for stored in needs])
         try:
             self._check_there(needs)
-        except BaseException:
-            self._delete([f"incoming/{backup_id}"])
+            self._check_unused(backup_id)
+        except (BackupIntegrityError, StoreUnavailableError):
+            self._leases.pop(backup_id)
+            self._markers.end([backup_id])
             raise
+        return Upload(layer_key=key_of(backup_id, LAYER_NAME), manifest_key=key_of(backup_id, MANIFEST_NAME))
 
     def _check_there(self, needs: Collection[StoredLayer]) -> None:
-        # After the marker: who reclaims either sees that, or has put its own, which is seen here.
-        for owner in {stored.key.split("/")[1] for stored in needs}:
-            if self._size(f"doomed/{owner}") is not None:
-                raise BackupIntegrityError(f"backup {owner} is being removed from the store")
-        for stored in needs:
-            found = self._size(stored.key)
-            if found != stored.size:
-                raise BackupIntegrityError(
-                    f"{stored.key} is {'missing' if found is None else 'truncated'} in the store"
-                )
+        if not needs:
+            return
+        doomed = self._markers.doomed()
+        sizes = side_by_side(lambda stored: self._bucket.size(stored.key), needs)
+        for stored, size in zip(needs, sizes, strict=True):
+            if size != stored.size:
+                raise BackupIntegrityError(f"{stored.key} is {'missing' if size is None else 'truncated'} in the store")
+            if stored.key.split("/")[1] in doomed:
+                raise BackupIntegrityError(f"{stored.key} is about to be removed from the store")
+
+    def _check_unused(self, backup_id: str) -> None:
+        if self._bucket.size(key_of(backup_id, METADATA_NAME)) is not None:
+            raise StoreUnavailableError(f"the store has a backup {backup_id} already")
+
+    async def grant_put(self, key: str, file: StoredFile) -> WriteGrant:
+        """Grant leave to write a file by URLs, or through this client in direct mode."""
+        return await anyio.to_thread.run_sync(self._grant_put, key, file)
+
+    def _grant_put(self, key: str, file: StoredFile) -> WriteGrant:
+        self._markers.hold(self._leases[key.split("/")[1]], granted_s(file.size))
+        return self._grants.put(key, file) if self._relay is None else RelayGrant(key=key)
+
+    async def accept(self, key: str, file: SentFile) -> None:
+        """Put the file together where it was sent in parts, and see that it is there as it was sent."""
+        await anyio.to_thread.run_sync(self._grants.accept, key, file)
 
     async def commit(self, metadata: BackupMetadata) -> None:
         """Write `meta.json`, which makes the backup visible."""
@@ -184,19 +137,42 @@ class S3Store:
 
     def _commit(self, metadata: BackupMetadata) -> None:
         key = key_of(metadata.id, METADATA_NAME)
-        if self._size(key) is not None:  # not every server knows the condition
+        content = metadata.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
+        if metadata.id in self._leases:
+            self._markers.hold(self._leases[metadata.id])
+        self._check_unused(metadata.id)  # not every server knows the condition of the next request
+        if not self._put_once(key, content):
             raise StoreUnavailableError(f"the store has a backup {metadata.id} already")
-        self._put(key, metadata.model_dump_json(by_alias=True, indent=2).encode() + b"\n", once=True)
-        self._delete([f"incoming/{metadata.id}"])
+        self._leases.pop(metadata.id, None)
+        self._grants.forget(key_of(metadata.id, ""))
+        try:
+            self._markers.end([metadata.id])
+        except StoreUnavailableError as error:
+            _log.info("backup %s is there, but for its marker, which ends by itself: %s", metadata.id, error)
+
+    def _put_once(self, key: str, content: bytes) -> bool:
+        """Write a file unless another is there; one that is the same is this one, whose answer was lost."""
+        try:
+            return self._bucket.put_new(key, content) or self._bucket.get(key, MAX_METADATA_BYTES) == content
+        except StoreUnavailableError:
+            if self._bucket.get(key, MAX_METADATA_BYTES) == content:
+                return True
+            raise
 
     async def abandon(self, backup_id: str) -> None:
         """Remove what was written, unless it is visible already."""
         await anyio.to_thread.run_sync(self._abandon, backup_id)
 
     def _abandon(self, backup_id: str) -> None:
-        if self._size(key_of(backup_id, METADATA_NAME)) is None:
-            self._delete([key for key, _ in self._list(f"backups/{backup_id}/")])
-        self._delete([f"incoming/{backup_id}"])
+        if self._leases.pop(backup_id, None) is None:
+            return
+        below = key_of(backup_id, "")
+        self._grants.forget(below)
+        for key, upload_id in self._bucket.uploads(below):
+            self._bucket.abort_upload(key, upload_id)
+        if self._bucket.size(key_of(backup_id, METADATA_NAME)) is None:
+            self._bucket.delete([found.key for found in self._bucket.files(below)])
+        self._markers.end([backup_id])
 
     # -- reading --
 
@@ -205,62 +181,38 @@ class S3Store:
         return await anyio.to_thread.run_sync(self._read, backup_id)
 
     def _read(self, backup_id: str) -> BackupMetadata:
-        content = self._get(key_of(parse_backup_id(backup_id), METADATA_NAME), _MAX_METADATA_BYTES)
+        content = self._bucket.get(key_of(parse_backup_id(backup_id), METADATA_NAME), MAX_METADATA_BYTES)
         if content is None:
-            raise BackupNotFoundError(f"there is no backup {backup_id} in this store; list shows those that there are")
+            raise not_found(backup_id)
+        return parse_metadata(backup_id, content)
+
+    def _read_listed(self, backup_id: str) -> BackupMetadata | None:
         try:
-            metadata = BackupMetadata.model_validate_json(content)
-        except ValidationError as error:
-            raise BackupIntegrityError(
-                f"the metadata of backup {backup_id} is damaged: {describe_invalid(error)[:300]}; nothing was changed"
-            ) from None
-        if metadata.id != backup_id:
-            raise BackupIntegrityError(f"the metadata of backup {backup_id} is that of {metadata.id}")
-        return metadata
+            return self._read(backup_id)
+        except BackupNotFoundError:
+            return None  # being written, or hidden meanwhile
+        except BackupIntegrityError as error:
+            _log.warning("%s", error)
+            return None
+
+    def _read_all(self, backup_ids: Collection[str]) -> list[BackupMetadata]:
+        return [metadata for metadata in side_by_side(self._read_listed, backup_ids) if metadata is not None]
 
     async def newest(self, after: Position | None = None, *, about: int = 50) -> AsyncIterator[BackupMetadata]:
-        """Iterate over backups, newest first; only those asked for are read, some at a time."""
-        async for batch in self._batches(after):
-            found: list[BackupMetadata | None] = [None] * len(batch)
-
-            async def read(index: int, position: Position) -> None:
-                with suppress(BackupNotFoundError):  # being written, or hidden meanwhile
-                    try:
-                        found[index] = await self.read(position.id)  # noqa: B023
-                    except BackupIntegrityError as error:
-                        _log.warning("%s", error)
-
-            async with anyio.create_task_group() as group:
-                for index, position in enumerate(batch):
-                    group.start_soon(read, index, position)
-            for metadata in found:
-                if metadata is not None:
+        """Iterate over backups, newest first; only those asked for are read, so many at a time."""
+        batches = self._listing.newest(after, int(datetime.now(UTC).timestamp() * 1000))
+        while (batch := await anyio.to_thread.run_sync(next, batches, None)) is not None:
+            for start in range(0, len(batch), about):
+                some = [position.id for position in batch[start : start + about]]
+                for metadata in await anyio.to_thread.run_sync(self._read_all, some):
                     yield metadata
 
-    async def _batches(self, after: Position | None) -> AsyncIterator[list[Position]]:
-        """Yield positions, newest first: looks back ever further, for keys come in ascending order only."""
-        end_ms = int(datetime.now(UTC).timestamp() * 1000) + _FIRST_WINDOW_MS if after is None else after.created_ms + 1
-        window = _FIRST_WINDOW_MS
-        while end_ms > 0:
-            start_ms = max(0, end_ms - window)
-            found = await anyio.to_thread.run_sync(self._between, start_ms, end_ms)
-            wanted = sorted((each for each in found if after is None or each < after), reverse=True)
-            for start in range(0, len(wanted), _BATCH):
-                yield wanted[start : start + _BATCH]
-            end_ms, window = start_ms, window * _WIDER
+    def _place(self, backup_ids: Collection[str]) -> dict[str, Position]:
+        return {metadata.id: Position.of(metadata) for metadata in self._read_all(backup_ids)}
 
-    def _between(self, start_ms: int, end_ms: int) -> list[Position]:
-        """Return the positions of backups whose ids were made in a span of time."""
-        positions = []
-        for key, _ in self._list("backups/", after=f"backups/{_lowest_id(start_ms)[:-1]}"):
-            backup_id, _, name = key.removeprefix("backups/").partition("/")
-            with suppress(InvalidBackupConfigError):
-                made = time_of(parse_backup_id(backup_id))
-                if made is not None and made >= end_ms:
-                    break
-                if made is not None and name == METADATA_NAME:
-                    positions.append(Position(made, backup_id))
-        return positions
+    def grant_get(self, stored: StoredLayer) -> ReadGrant:
+        """Grant leave to read a file by a URL, or through this client in direct mode."""
+        return self._grants.get(stored.key, stored.size) if self._relay is None else RelayGrant(key=stored.key)
 
     # -- removing --
 
@@ -269,41 +221,31 @@ class S3Store:
         await anyio.to_thread.run_sync(self._hide, backup_id)
 
     def _hide(self, backup_id: str) -> None:
-        key = key_of(backup_id, METADATA_NAME)
-        if self._size(key) is None:
-            raise BackupNotFoundError(f"there is no backup {backup_id} in this store; list shows those that there are")
-        self._delete([key])
+        key = key_of(parse_backup_id(backup_id), METADATA_NAME)
+        if self._bucket.get(key, 1) is None:
+            raise not_found(backup_id)
+        # A writer that died after its commit left its marker: it would keep the files for a day.
+        self._markers.end([backup_id])
+        self._bucket.delete([key])
 
+    async def reclaim(self) -> tuple[list[str], int]:
+        """Remove files of hidden and abandoned backups that no visible one names."""
+        return await anyio.to_thread.run_sync(self._reclaimer.reclaim)
 
-def _lowest_id(made_ms: int) -> str:
-    """Return the lowest UUIDv7 of a moment."""
-    digits = f"{made_ms:012x}"
-    return f"{digits[:8]}-{digits[8:]}-7000-8000-000000000000"
+    async def reclaimable(self, without: Collection[str] = ()) -> tuple[list[str], int]:
+        """Return what `reclaim` would, were some backups hidden."""
+        return await anyio.to_thread.run_sync(self._reclaimer.reclaimable, without)
 
+    # -- the bucket's own rules --
 
-def _status(error: Exception) -> int | None:
-    response: dict[str, Any] = getattr(error, "response", {})
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return int(status) if status is not None else None
+    async def lifecycle(self) -> Lifecycle:
+        """Return the rules by which the server itself removes files of this bucket."""
+        return await anyio.to_thread.run_sync(show_rules, self._bucket)
 
+    async def apply_lifecycle(self, days: int) -> Lifecycle:
+        """Set rules by which backups go after so many days, and what was left behind after two; return all rules.
 
-def _why(error: Exception) -> str:
-    details = getattr(error, "response", {}).get("Error", {})
-    return f"{details.get('Code')}: {details.get('Message')}" if details else str(error)
-
-
-def _connect() -> "S3Client":
-    import boto3
-    from botocore.config import Config
-
-    # Some servers refuse the checksums that boto3 adds of itself; digests are compared here anyway.
-    config = Config(
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        retries={"mode": "standard", "max_attempts": 5},
-        max_pool_connections=_BATCH,
-    )
-    return boto3.client("s3", config=config)
-
-
-__all__ = ["LAYER_NAME", "MANIFEST_NAME", "S3Store", "SandpointError", "open_s3_store"]
+        Raises:
+            InvalidBackupConfigError: A backup would lose files before its time; the message names the least `days`.
+        """
+        return await anyio.to_thread.run_sync(apply_rules, self._bucket, days, self._read)

@@ -33,7 +33,7 @@ async def test_an_empty_store_is_no_error(store: Store) -> None:
 async def test_a_backup_is_read_as_it_was_written(store: Store) -> None:
     written = await put(store, FIRST, name="n", description="two\nlines", metadata={"k": "v"}, excludes=("*.log",))
     assert await store.read(FIRST) == written
-    assert read_file(store, [*written.layers, written.manifest]) == [LAYER, MANIFEST]
+    assert read_file(store, [*written.layers, *written.manifests]) == [LAYER, MANIFEST]
 
 
 async def test_a_backup_is_there_when_it_is_committed_and_not_before(store: Store) -> None:
