@@ -80,6 +80,14 @@ def test_the_service_is_used_from_python(tmp_path: Path) -> None:
     assert "verified: True" in told
 
 
+def test_the_best_of_several_forks_is_taken(tmp_path: Path) -> None:
+    told = run("fork.py", tmp_path)
+    assert "shorten: modified ('sort.py',), removed (), passes: False" in told
+    assert "rewrite: modified ('sort.py',), removed (), passes: True" in told
+    assert "tidy: modified (), removed ('sort.py',), passes: False" in told
+    assert "took rewrite: def sort(items): return sorted(items)" in told
+
+
 def test_every_configuration_is_in_the_table() -> None:
     files = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.json")}
     assert files == set(CONFIG_FILES)

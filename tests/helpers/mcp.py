@@ -18,6 +18,7 @@ from sandpoint.models import (
     Changes,
     ContentChanges,
     DeleteResult,
+    ForkResult,
     Mode,
     Progress,
     PruneResult,
@@ -121,16 +122,44 @@ class FakeService(BackupService):
         )
         return RestoreResult(success=True, id=backup_id, dir="/work/app", mode="copy", changes=self.changes, undo_id=ID)
 
+    async def fork(
+        self,
+        backup_id: str,
+        dirs: Iterable[str],
+        *,
+        mode: Mode = "auto",
+        paths: Iterable[str] = (),
+        dry_run: bool = False,
+        undo: bool = True,
+        report: Report | None = None,
+    ) -> ForkResult:
+        wanted = [*dirs]
+        await self._asked("fork", report, backup_id=backup_id, dirs=wanted, mode=mode, undo=undo)
+        restores = tuple(
+            RestoreResult(success=True, id=backup_id, dir=dir, mode="copy", changes=self.changes, undo_id=None)
+            for dir in wanted
+        )
+        return ForkResult(success=True, id=backup_id, restores=restores)
+
     async def list(
         self,
         *,
         dir: str | None = None,
         name: str | None = None,
+        sandbox_id: str | None = None,
         limit: int = 20,
         cursor: str | None = None,
         include_expired: bool = False,
     ) -> BackupPage:
-        await self._asked("list", dir=dir, name=name, limit=limit, cursor=cursor, include_expired=include_expired)
+        await self._asked(
+            "list",
+            dir=dir,
+            name=name,
+            sandbox_id=sandbox_id,
+            limit=limit,
+            cursor=cursor,
+            include_expired=include_expired,
+        )
         return BackupPage(backups=())
 
     async def diff(

@@ -447,7 +447,7 @@ async def test_a_failing_mksquashfs_is_told(connect: Connect, project: Path, too
 
 async def test_a_store_that_cannot_be_used_is_told_by_each_tool(connect: Connect, project: Path) -> None:
     async with connect(SANDPOINT_STORE="ftp://nowhere") as client:
-        assert len((await client.list_tools()).tools) == 6
+        assert len((await client.list_tools()).tools) == 7
         assert await failure(client, "create_backup", dir=str(project)) in {
             "INVALID_BACKUP_CONFIG",
             "STORE_UNAVAILABLE",

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 def list_backups(
     directory: Annotated[str | None, typer.Option("--dir", metavar="DIR", help="Only of this directory.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Only of this name.")] = None,
+    sandbox_id: Annotated[
+        str | None,
+        typer.Option("--sandbox-id", metavar="ID", help="Only of this sandbox, as a list of several names it."),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="At most so many. [default: 20]")] = None,
     cursor: Annotated[
         str | None, typer.Option("--cursor", help="Go on after an earlier list, which printed this.")
@@ -27,8 +31,9 @@ def list_backups(
     as_json: Json = False,
 ) -> int:
     """List backups, newest first."""
-    filtered = directory is not None or name is not None or cursor is not None
-    options: dict[str, Any] = {"dir": directory, "name": name, "cursor": cursor, "include_expired": every}
+    filters = {"dir": directory, "name": name, "sandbox_id": sandbox_id, "cursor": cursor}
+    filtered = any(value is not None for value in filters.values())
+    options: dict[str, Any] = filters | {"include_expired": every}
     if limit is not None:  # where none is given, the service's own default holds
         options["limit"] = limit
     return run(
@@ -50,16 +55,23 @@ COLUMNS: tuple[tuple[Column, "Callable[[Backup], str]"], ...] = (
 )
 """Each column with its cell."""
 
+SANDBOX: tuple[Column, "Callable[[Backup], str]"] = (
+    Column("SANDBOX", folds=True),
+    lambda backup: printable(backup.sandbox_id),
+)
+"""Where the backups listed are not all of one."""
+
 
 def show_page(page: "BackupPage", *, filtered: bool, now: datetime) -> None:
     """Print a table on a terminal, aligned columns elsewhere, or how to make a first backup."""
     if not page.backups:
         say("No backup matches." if filtered else "No backups yet. Make one with: sandpoint create DIR")
         return
-    rows = [[cell(backup) for _, cell in COLUMNS] for backup in page.backups]
+    columns = COLUMNS if len({backup.sandbox_id for backup in page.backups}) == 1 else (*COLUMNS, SANDBOX)
+    rows = [[cell(backup) for _, cell in columns] for backup in page.backups]
     for row, backup in zip(rows, page.backups, strict=True):
         if backup.expires_at <= now:
             row[2] += " (over)"
-    say_table([column for column, _ in COLUMNS], rows)
+    say_table([column for column, _ in columns], rows)
     if page.next_cursor:
         say(f"There are more; go on with the same command and --cursor {printable(page.next_cursor)}")

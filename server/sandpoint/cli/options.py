@@ -9,7 +9,11 @@ from sandpoint.cli.terminal import shell_word
 
 Store = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="Where backups are kept: file:///path. [env: SANDPOINT_STORE]"),
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Where backups are kept: file:///path or s3://bucket/prefix. [env: SANDPOINT_STORE]",
+    ),
 ]
 Sandbox = Annotated[
     str | None,

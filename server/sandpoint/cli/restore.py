@@ -1,23 +1,30 @@
 """`sandpoint restore`."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sandpoint.cli.changes import count_changes, show_changes
 from sandpoint.cli.options import BackupId, Common, Json, NoUndo, Sandbox, Store
 from sandpoint.cli.run import run
-from sandpoint.cli.terminal import duration, printable, say, some, warn
+from sandpoint.cli.terminal import count, duration, printable, say, some, warn
 
 if TYPE_CHECKING:
-    from sandpoint.models import RestoreResult
+    from sandpoint.models import ForkResult, RestoreResult
 
 
 def restore(
     backup_id: BackupId,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="DIR", help="Another directory than the one backed up.")
+        list[str] | None,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            help="Another directory than the one backed up. Given more than once: each of them, independent of the "
+            "others.",
+        ),
     ] = None,
     mode: Annotated[
         Literal["auto", "overlay", "copy"],
@@ -40,15 +47,22 @@ def restore(
     """Make a directory what it was when it was backed up.
 
     Files that came since are removed; what the backup excluded is left alone. The present state is backed up
-    first, so that there is a way back from here too.
+    first, so that there is a way back from here too. With several --to the backup is fetched once, and in mode
+    overlay its layers are mounted once for all.
     """
     common = Common(store, sandbox, as_json)
     began = time.monotonic()
+    options: dict[str, Any] = {"mode": mode, "paths": path or (), "dry_run": dry_run, "undo": not no_undo}
+    targets = to or ()
+    if len(targets) > 1:
+        return run(
+            common,
+            lambda service, report: service.fork(backup_id, targets, **options, report=report),
+            lambda result: show_forked(result, common, time.monotonic() - began),
+        )
     return run(
         common,
-        lambda service, report: service.restore(
-            backup_id, dir=to, mode=mode, paths=path or (), dry_run=dry_run, undo=not no_undo, report=report
-        ),
+        lambda service, report: service.restore(backup_id, dir=next(iter(targets), None), **options, report=report),
         lambda result: show_restored(result, common, time.monotonic() - began),
     )
 
@@ -75,10 +89,14 @@ def show_restored(result: "RestoreResult", common: Common, seconds: float) -> No
         say(f"Go back to it with: {common.command('restore', result.undo_id)}")
     if result.mode == "overlay" and not result.dry_run:
         say(f"Take the overlay down with: {common.command('unmount', result.dir)}")
+    _warn_of_rest(result)
+
+
+def _warn_of_rest(result: "RestoreResult", where: str = "") -> None:
     if result.kept_paths:
-        warn(f"extra directories stay because they hold excluded paths: {some(result.kept_paths)}")
+        warn(f"{where}extra directories stay because they hold excluded paths: {some(result.kept_paths)}")
     if result.skipped_mounts:
-        warn(f"mounts inside the directory were left alone: {some(result.skipped_mounts)}")
+        warn(f"{where}mounts inside the directory were left alone: {some(result.skipped_mounts)}")
 
 
 def _show_plan(result: "RestoreResult", where: str) -> None:
@@ -89,3 +107,41 @@ def _show_plan(result: "RestoreResult", where: str) -> None:
     counts = count_changes(result.changes) if result.changes else "no change"
     say(f"A restore of {where} from backup {result.id} by {result.mode} would give: {counts}.")
     say("Nothing was changed.")
+
+
+def show_forked(result: "ForkResult", common: Common, seconds: float) -> None:
+    """Say of each directory in a line what changed, then all ways back."""
+    restores = result.restores
+    directories = count(len(restores), "directory", "directories")
+    if any(each.dry_run for each in restores):
+        say(f"A restore of {directories} from backup {result.id} would give:")
+    else:
+        say(f"Restored {directories} from backup {result.id} in {duration(seconds)}:")
+    for each in restores:
+        say(f"  {printable(each.dir)}{_in_short(each)}")
+    if any(each.dry_run for each in restores):
+        say("Nothing was changed.")
+        return
+    undos = [f"{common.command('restore', each.undo_id)}  # {printable(each.dir)}" for each in restores if each.undo_id]
+    _say_commands("Go back to the state before", undos)
+    overlays = [each.dir for each in restores if each.mode == "overlay"]
+    what = "the overlay" if len(overlays) == 1 else "the overlays"
+    _say_commands(f"Take {what} down", [common.command("unmount", each) for each in overlays])
+    for each in restores:
+        _warn_of_rest(each, f"{printable(each.dir)}: ")
+
+
+def _in_short(result: "RestoreResult") -> str:
+    said = f" by {result.mode}"
+    if result.changes is not None:
+        said += f": {count_changes(result.changes) if result.changes else 'no change'}"
+    return f"{said}; an overlay was taken down" if result.unmounted else said
+
+
+def _say_commands(purpose: str, commands: Sequence[str]) -> None:
+    if len(commands) == 1:
+        say(f"{purpose} with: {commands[0]}")
+    elif commands:
+        say(f"{purpose} with:")
+        for command in commands:
+            say(f"  {command}")

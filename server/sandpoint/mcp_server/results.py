@@ -24,6 +24,7 @@ from sandpoint.models import (
     ContentChanges,
     DeleteResult,
     FileDiff,
+    ForkResult,
     Kind,
     RestoreResult,
     VerifyResult,
@@ -68,6 +69,7 @@ class BackupSummary(Result):
     metadata: dict[str, str] | None = None
     kind: Kind
     parent_id: str | None = None
+    sandbox_id: Annotated[str | None, Field(description="Told where a list has backups of several.")] = None
     size_bytes: Annotated[int, Field(description="What it takes in the store.")]
     total_bytes: Annotated[int, Field(description="The files in it.")]
     file_count: int
@@ -80,7 +82,7 @@ class BackupSummary(Result):
     more: More = None
 
     @classmethod
-    def of(cls, backup: Backup) -> "BackupSummary":
+    def of(cls, backup: Backup, *, with_sandbox: bool = False) -> "BackupSummary":
         """Cut a backup to its summary."""
         return cls(
             id=backup.id,
@@ -90,6 +92,7 @@ class BackupSummary(Result):
             metadata=backup.metadata,
             kind=backup.kind,
             parent_id=backup.parent_id,
+            sandbox_id=backup.sandbox_id if with_sandbox else None,
             size_bytes=backup.size_bytes,
             total_bytes=backup.total_bytes,
             file_count=backup.file_count,
@@ -115,7 +118,9 @@ class BackupList(Result):
     @classmethod
     def of(cls, page: BackupPage) -> "BackupList":
         """Cut a page to its summaries."""
-        return cls(backups=[BackupSummary.of(backup) for backup in page.backups], next_cursor=page.next_cursor)
+        several = len({backup.sandbox_id for backup in page.backups}) > 1
+        backups = [BackupSummary.of(backup, with_sandbox=several) for backup in page.backups]
+        return cls(backups=backups, next_cursor=page.next_cursor)
 
 
 class PathChanges(Result):
@@ -219,6 +224,53 @@ class Restored(Result):
             undo_id=result.undo_id,
             to_undo="call restore_backup with backup_id = undo_id" if result.undo_id else None,
             **_bounded(kept_paths=result.kept_paths, skipped_mounts=result.skipped_mounts),
+        )
+
+
+class Fork(Result):
+    """What happened to one directory of a fork."""
+
+    dir: str
+    mode: Literal["overlay", "copy"]
+    added_count: Annotated[int | None, Field(description="Absent in overlay mode.")] = None
+    modified_count: int | None = None
+    removed_count: int | None = None
+    undo_id: Annotated[str | None, Field(description="Backup of the state before.")] = None
+    kept_count: Annotated[int | None, Field(description="Extra directories that hold excluded paths.")] = None
+    skipped_mount_count: Annotated[int | None, Field(description="Other filesystems inside: not touched.")] = None
+
+    @classmethod
+    def of(cls, result: RestoreResult) -> "Fork":
+        """Cut a restore's result to counts: there may be many."""
+        changes = result.changes
+        counts = {} if changes is None else {f"{kind}_count": len(paths) for kind, paths in changes}
+        return cls(
+            dir=result.dir,
+            mode=result.mode,
+            undo_id=result.undo_id,
+            kept_count=len(result.kept_paths) or None,
+            skipped_mount_count=len(result.skipped_mounts) or None,
+            **counts,
+        )
+
+
+class Forked(Result):
+    """What a fork did, directory by directory."""
+
+    success: bool
+    id: str
+    forks: list[Fork]
+    to_undo: str | None = None
+
+    @classmethod
+    def of(cls, result: ForkResult) -> "Forked":
+        """Cut each directory's result."""
+        has_undo = any(each.undo_id for each in result.restores)
+        return cls(
+            success=result.success,
+            id=result.id,
+            forks=[Fork.of(each) for each in result.restores],
+            to_undo="call restore_backup with backup_id = an undo_id" if has_undo else None,
         )
 
 

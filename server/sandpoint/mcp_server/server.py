@@ -32,6 +32,7 @@ If it went wrong: diff_backup(backup_id) shows what changed, with content=true l
 restore_backup(backup_id, dry_run=true) shows what a restore would do; restore_backup(backup_id) brings the
 directory back, with paths only those files, and returns undo_id, a backup of the state just before: restore
 that to undo the restore.
+To try several ways from one state: fork_backup(backup_id, dirs) makes independent copies of it.
 Lost the id? list_backups(dir). Errors begin with a code and say what to do."""
 
 

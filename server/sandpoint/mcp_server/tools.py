@@ -1,4 +1,4 @@
-"""The six tools: what a model reads about each (its docstring), and one call to the service."""
+"""The seven tools: what a model reads about each (its docstring), and one call to the service."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,13 +10,16 @@ from mcp_types import ToolAnnotations
 from pydantic import BeforeValidator, Field
 
 from sandpoint.mcp_server.progress import ProgressReporter
-from sandpoint.mcp_server.results import BackupList, BackupSummary, Deleted, Difference, Restored, Verified
+from sandpoint.mcp_server.results import BackupList, BackupSummary, Deleted, Difference, Forked, Restored, Verified
 from sandpoint.mcp_server.strict import strict_tool
 from sandpoint.models import DEFAULT_TTL, MAX_NAME, MAX_TTL, Mode
 from sandpoint.service import BackupService
 
 MAX_PAGE = 100
 """How many backups one call of list_backups returns at most: a page is read by a model."""
+
+MAX_DIRS = 100
+"""How many directories one call of fork_backup restores to at most: the result has an entry for each."""
 
 MAX_COMPARED = 4 << 20
 """Bytes of the patches that diff_backup chooses from: room for any one file's, and for short ones after long ones."""
@@ -124,10 +127,44 @@ class Tools:
             )
         )
 
+    async def fork_backup(
+        self,
+        ctx: ToolContext,
+        backup_id: BackupId,
+        dirs: Annotated[
+            list[str],
+            BeforeValidator(_parsed),
+            Field(
+                min_length=1,
+                max_length=MAX_DIRS,
+                description="Absolute paths to restore into, none inside another; made if missing.",
+            ),
+        ],
+        mode: Annotated[
+            Mode,
+            Field(description="overlay: mount it, instant, gone after a reboot. copy: write files. auto: as here."),
+        ] = "auto",
+        undo: Annotated[
+            bool, Field(description="Back up what a directory holds now first and return its undo_id.")
+        ] = True,
+    ) -> Forked:
+        """Restore one backup to several directories, each an independent writable copy of it.
+
+        Use it to try several ways from one state side by side; then compare each with
+        diff_backup(backup_id, dir). What a directory holds is replaced. The backup is fetched once, and
+        overlays share its layers. If one directory fails, the error names those that are done.
+        """
+        return Forked.of(
+            await self._service().fork(backup_id, dirs, mode=mode, undo=undo, report=ProgressReporter(ctx))
+        )
+
     async def list_backups(
         self,
         dir: Annotated[str | None, Field(description="Only of this directory (absolute path).")] = None,
         name: Annotated[str | None, Field(description="Only with exactly this name.")] = None,
+        sandbox_id: Annotated[
+            str | None, Field(description="Only of this sandbox, as a list of several names it.")
+        ] = None,
         limit: Annotated[int, Field(ge=1, le=MAX_PAGE, description="At most so many.")] = 20,
         cursor: Annotated[str | None, Field(description="next_cursor of the page before.")] = None,
         include_expired: Annotated[bool, Field(description="Also those that can no longer be restored.")] = False,
@@ -138,7 +175,14 @@ class Tools:
         nothing.
         """
         return BackupList.of(
-            await self._service().list(dir=dir, name=name, limit=limit, cursor=cursor, include_expired=include_expired)
+            await self._service().list(
+                dir=dir,
+                name=name,
+                sandbox_id=sandbox_id,
+                limit=limit,
+                cursor=cursor,
+                include_expired=include_expired,
+            )
         )
 
     async def delete_backup(self, backup_id: BackupId) -> Deleted:
@@ -199,12 +243,13 @@ def _hints(*, reads: bool = False, destroys: bool = False, idempotent: bool = Tr
 def build_tools(open_service: Callable[[], BackupService], *, allowed_dirs: Sequence[str] | None) -> list[Tool]:
     """Return the tools. `allowed_dirs` is told to the model; the service is what holds to it."""
     tools = Tools(open_service)
-    notes = {"dir": describe_allowed(allowed_dirs)} if allowed_dirs else {}
+    notes = dict.fromkeys(("dir", "dirs"), describe_allowed(allowed_dirs)) if allowed_dirs else {}
     return [
         strict_tool(function, title=title, annotations=hints, notes=notes)
         for function, title, hints in (
             (tools.create_backup, "Back up a directory", _hints(idempotent=False)),
             (tools.restore_backup, "Restore a backup", _hints(destroys=True)),
+            (tools.fork_backup, "Fork a backup", _hints(destroys=True)),
             (tools.list_backups, "List backups", _hints(reads=True)),
             (tools.delete_backup, "Delete a backup", _hints(destroys=True)),
             (tools.diff_backup, "Compare with a backup", _hints(reads=True)),

@@ -26,11 +26,19 @@ NOW = CREATED + timedelta(seconds=1)
 
 def test_every_option_reaches_the_service(answer: Answer) -> None:
     service = answer(list=BackupPage(backups=()))
-    assert main(["list", "--dir", "/work", "--name", "n", "--limit", "3", "--cursor", "c", "--all"]) == 0
+    arguments = "list --dir /work --name n --sandbox-id local:1 --limit 3 --cursor c --all"
+    assert main(arguments.split()) == 0
     assert main(["list"]) == 0
     assert [values for _, values in service.calls] == [
-        {"dir": "/work", "name": "n", "limit": 3, "cursor": "c", "include_expired": True},
-        {"dir": None, "name": None, "cursor": None, "include_expired": False},
+        {
+            "dir": "/work",
+            "name": "n",
+            "sandbox_id": "local:1",
+            "limit": 3,
+            "cursor": "c",
+            "include_expired": True,
+        },
+        {"dir": None, "name": None, "sandbox_id": None, "cursor": None, "include_expired": False},
     ]
 
 
@@ -45,6 +53,14 @@ def test_a_pipe_gets_whole_aligned_columns(capsys: pytest.CaptureFixture[str]) -
     assert f"{local_time(CREATED, seconds=False)} (over)" in second
     assert first.index("1.2 MB") == second.index("1.2 MB") == heading.index("SIZE")
     assert more.endswith(f"--cursor {ID}")
+
+
+def test_backups_of_several_sandboxes_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    backups = tuple(make_backup(sandbox_id=sandbox_id) for sandbox_id in ("local:1", "local:2\x1b"))
+    show_page(BackupPage(backups=backups), filtered=False, now=NOW)
+    heading, first, second = capsys.readouterr().out.splitlines()
+    assert heading.split()[-1] == "SANDBOX"
+    assert (first.split()[-1], second.split()[-1]) == ("local:1", "local:2\\x1b")
 
 
 @pytest.mark.parametrize(("width", "has_size"), [(80, False), (200, True)])
@@ -72,6 +88,7 @@ def test_a_terminal_gets_a_table_that_fits_and_ids_stay_whole(
         (["list"], "No backups yet. Make one with: sandpoint create DIR\n"),
         (["list", "--name", "x"], "No backup matches.\n"),
         (["list", "--dir", "/x"], "No backup matches.\n"),
+        (["list", "--sandbox-id", "local:1"], "No backup matches.\n"),
     ],
 )
 def test_an_empty_list_says_what_to_do(

@@ -1,12 +1,13 @@
+import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from helpers.cli import ID, UNDO_ID, FakeService
+from helpers.cli import ID, OTHER_ID, UNDO_ID, FakeService
 from sandpoint.cli import main
-from sandpoint.models import Changes, RestoreResult
+from sandpoint.models import Changes, ForkResult, RestoreResult
 
 Answer = Callable[..., FakeService]
 
@@ -132,3 +133,93 @@ def test_what_was_left_alone_is_a_warning(answer: Answer, capsys: pytest.Capture
         "warning: extra directories stay because they hold excluded paths: extra",
         "warning: mounts inside the directory were left alone: data",
     ]
+
+
+def make_fork(*restores: RestoreResult) -> ForkResult:
+    return ForkResult(success=True, id=ID, restores=restores)
+
+
+def test_several_directories_are_a_fork_with_the_same_options(answer: Answer) -> None:
+    service = answer(fork=make_fork(make_result(dir="/a"), make_result(dir="/b")))
+    assert main(f"restore {ID} --to /a --to /b --mode copy --path p --dry-run --no-undo".split()) == 0
+    assert service.calls == [
+        (
+            "fork",
+            {
+                "backup_id": ID,
+                "dirs": ["/a", "/b"],
+                "mode": "copy",
+                "paths": ["p"],
+                "dry_run": True,
+                "undo": False,
+            },
+        )
+    ]
+
+
+def test_a_fork_is_told_directory_by_directory_with_the_ways_back(
+    answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(
+        fork=make_fork(
+            make_result(dir="/work/a"),
+            make_result(dir="/work/b", changes=Changes(), undo_id=None),
+            make_result(dir="/work/c\x1b", mode="overlay", changes=None, unmounted=True, undo_id=OTHER_ID),
+            make_result(dir="/work/d e", mode="overlay", changes=None, undo_id=None),
+        )
+    )
+    assert main(["restore", ID, "--to", "/work/a", "--to", "/work/b", "--store", "file:///s"]) == 0
+    out, err = capsys.readouterr()
+    first, *rest = out.splitlines()
+    assert re.fullmatch(rf"Restored 4 directories from backup {ID} in \d+ ms:", first)
+    assert rest == [
+        "  /work/a by copy: 1 added, 2 modified, 1 removed",
+        "  /work/b by copy: no change",
+        "  /work/c\\x1b by overlay; an overlay was taken down",
+        "  /work/d e by overlay",
+        "Go back to the state before with:",
+        f"  sandpoint restore {UNDO_ID} --store file:///s  # /work/a",
+        f"  sandpoint restore {OTHER_ID} --store file:///s  # /work/c\\x1b",
+        "Take the overlays down with:",
+        "  sandpoint unmount $'/work/c\\x1b' --store file:///s",
+        "  sandpoint unmount '/work/d e' --store file:///s",
+    ]
+    assert err == ""
+
+
+def test_a_single_way_back_of_a_fork_is_a_line(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = make_result(dir="/b", mode="overlay", changes=None, undo_id=None)
+    answer(fork=make_fork(make_result(dir="/a"), overlay))
+    assert main(["restore", ID, "--to", "/a", "--to", "/b"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"Go back to the state before with: sandpoint restore {UNDO_ID}  # /a",
+        "Take the overlay down with: sandpoint unmount /b",
+    ]
+
+
+def test_a_dry_run_of_a_fork_counts_what_would_change(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = [make_result(dir=dir, dry_run=True, undo_id=None) for dir in ("/a", "/b")]
+    answer(fork=make_fork(*planned))
+    assert main(["restore", ID, "--to", "/a", "--to", "/b", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"A restore of 2 directories from backup {ID} would give:",
+        "  /a by copy: 1 added, 2 modified, 1 removed",
+        "  /b by copy: 1 added, 2 modified, 1 removed",
+        "Nothing was changed.",
+    ]
+
+
+def test_a_warning_of_a_fork_names_the_directory(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(fork=make_fork(make_result(dir="/a", kept_paths=("extra",)), make_result(dir="/b", skipped_mounts=("m",))))
+    assert main(["restore", ID, "--to", "/a", "--to", "/b"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: /a: extra directories stay because they hold excluded paths: extra",
+        "warning: /b: mounts inside the directory were left alone: m",
+    ]
+
+
+def test_a_program_gets_the_fork(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    result = make_fork(make_result(dir="/a"), make_result(dir="/b"))
+    answer(fork=result)
+    assert main(["restore", ID, "--to", "/a", "--to", "/b", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result.model_dump(mode="json")

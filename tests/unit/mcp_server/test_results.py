@@ -7,10 +7,11 @@ from sandpoint.mcp_server.results import (
     BackupList,
     BackupSummary,
     Difference,
+    Forked,
     PathChanges,
     Restored,
 )
-from sandpoint.models import BackupPage, Changes, ContentChanges, FileDiff, RestoreResult
+from sandpoint.models import BackupPage, Changes, ContentChanges, FileDiff, ForkResult, RestoreResult
 
 
 def test_a_summary_leaves_out_what_is_empty_but_not_what_is_zero() -> None:
@@ -42,6 +43,14 @@ def test_a_page_says_where_the_next_begins() -> None:
     told = BackupList.of(BackupPage(backups=(make_backup(),), next_cursor="c")).model_dump(mode="json")
     assert told["next_cursor"] == "c"
     assert [backup["id"] for backup in told["backups"]] == [ID]
+
+
+def test_backups_of_several_sandboxes_are_told_apart() -> None:
+    backups = (make_backup(sandbox_id="local:1"), make_backup(sandbox_id="local:2"))
+    told = BackupList.of(BackupPage(backups=backups)).model_dump(mode="json")
+    assert [backup["sandbox_id"] for backup in told["backups"]] == ["local:1", "local:2"]
+    told = BackupList.of(BackupPage(backups=backups[:1])).model_dump(mode="json")
+    assert "sandbox_id" not in told["backups"][0]
 
 
 def test_changes_are_counted_and_the_first_of_each_kind_named() -> None:
@@ -134,3 +143,43 @@ def test_an_overlay_restore_has_no_changes_to_tell() -> None:
     assert "changes" not in told
     assert (told["undo_id"], told["skipped_mounts"]) == ("u", ["proc"])
     assert "undo_id" in told["to_undo"]
+
+
+def restored(dir: str, **fields: Any) -> RestoreResult:
+    values: dict[str, Any] = {"success": True, "id": "i", "dir": dir, "mode": "copy", "undo_id": None}
+    return RestoreResult(**(values | {"changes": Changes(added=("x", "y"))} | fields))
+
+
+def test_a_fork_is_told_in_counts() -> None:
+    result = ForkResult(
+        success=True,
+        id="i",
+        restores=(
+            restored("/a", undo_id="u", kept_paths=("k",), skipped_mounts=("m", "n")),
+            restored("/b", mode="overlay", changes=None),
+        ),
+    )
+    told = Forked.of(result).model_dump(mode="json")
+    assert "undo_id" in told.pop("to_undo")
+    assert told == {
+        "success": True,
+        "id": "i",
+        "forks": [
+            {
+                "dir": "/a",
+                "mode": "copy",
+                "added_count": 2,
+                "modified_count": 0,
+                "removed_count": 0,
+                "undo_id": "u",
+                "kept_count": 1,
+                "skipped_mount_count": 2,
+            },
+            {"dir": "/b", "mode": "overlay"},
+        ],
+    }
+
+
+def test_a_fork_without_undos_does_not_say_how_to_undo_it() -> None:
+    told = Forked.of(ForkResult(success=True, id="i", restores=(restored("/a"),))).model_dump(mode="json")
+    assert "to_undo" not in told

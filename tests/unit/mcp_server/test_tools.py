@@ -31,6 +31,7 @@ HINTS = {
     # read only, destructive, idempotent
     "create_backup": (False, False, False),
     "restore_backup": (False, True, True),
+    "fork_backup": (False, True, True),
     "list_backups": (True, False, True),
     "delete_backup": (False, True, True),
     "diff_backup": (True, False, True),
@@ -71,6 +72,7 @@ async def test_the_allowed_directories_are_told(service: FakeService, connect: C
         assert "/work, /srv" in client.instructions
     for name in ("create_backup", "restore_backup", "diff_backup"):
         assert "/work, /srv" in tools[name].input_schema["properties"]["dir"]["description"]
+    assert "/work, /srv" in tools["fork_backup"].input_schema["properties"]["dirs"]["description"]
 
 
 async def test_the_instructions_name_the_way_there_and_back(service: FakeService, connect: Connect) -> None:
@@ -84,6 +86,7 @@ async def test_the_instructions_name_the_way_there_and_back(service: FakeService
         "undo_id",
         "list_backups",
         "diff_backup",
+        "fork_backup",
     ):
         assert word in instructions
 
@@ -149,8 +152,18 @@ async def test_the_instructions_name_the_way_there_and_back(service: FakeService
         ),
         (
             "list_backups",
-            {"dir": "/work", "name": "n", "limit": 3, "cursor": "c", "include_expired": True},
-            {"dir": "/work", "name": "n", "limit": 3, "cursor": "c", "include_expired": True},
+            {"dir": "/work", "name": "n", "sandbox_id": "s", "limit": 3, "cursor": "c", "include_expired": True},
+            {"dir": "/work", "name": "n", "sandbox_id": "s", "limit": 3, "cursor": "c", "include_expired": True},
+        ),
+        (
+            "fork_backup",
+            {"backup_id": ID, "dirs": ["/work/a", "/work/b"], "mode": "overlay", "undo": False},
+            {"backup_id": ID, "dirs": ["/work/a", "/work/b"], "mode": "overlay", "undo": False},
+        ),
+        (
+            "fork_backup",
+            {"backup_id": ID, "dirs": '["/work/a"]'},
+            {"backup_id": ID, "dirs": ["/work/a"], "mode": "auto", "undo": True},
         ),
         (
             "diff_backup",
@@ -220,6 +233,10 @@ async def test_a_list_sent_as_json_text_is_a_list_and_a_name_never_is(service: F
         ("restore_backup", {"id": ID}, "backup_id"),
         ("diff_backup", {"backup_id": ID, "content": "yes"}, "content"),
         ("diff_backup", {"backup_id": ID, "paths": "src"}, "paths"),
+        ("fork_backup", {"backup_id": ID}, "dirs"),
+        ("fork_backup", {"backup_id": ID, "dirs": []}, "dirs"),
+        ("fork_backup", {"backup_id": ID, "dirs": "/work"}, "dirs"),
+        ("fork_backup", {"backup_id": ID, "dirs": ["/work"] * 101}, "dirs"),
         ("list_backups", {"limit": "7"}, "limit"),
         ("list_backups", {"limit": 0}, "limit"),
         ("list_backups", {"limit": 101}, "limit"),
