@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import ByteReceiveStream
 
 from sandpoint.chains import DEFAULT_LIMITS, ChainLimits, shorten
 from sandpoint.engine import transfer
-from sandpoint.engine.directory import is_within_any, parse_directory
+from sandpoint.engine.directory import is_within, parse_directory
 from sandpoint.errors import (
     BackupExpiredError,
     BackupIntegrityError,
@@ -72,6 +73,9 @@ from sandpoint.sandboxes.local import LocalSandbox
 from sandpoint.settings import Settings, read_settings
 from sandpoint.stores import Store, open_store
 from sandpoint.stores.base import Position, Upload
+
+if TYPE_CHECKING:
+    from sandpoint.stores.s3_lifecycle import Lifecycle
 
 _PARENT_SEARCH = 100
 """Backups that are looked at for one to build on, where the sandbox knows of none that is still there."""
@@ -824,6 +828,30 @@ class BackupService:
             await self._sandbox.unmount(path)
         return UnmountResult(dir=path, backup_id=overlay.backup_id, undo_id=undo_id)
 
+    async def lifecycle(self) -> "Lifecycle":
+        """Return the rules by which the server of a bucket itself deletes files, ours and those of others.
+
+        Raises:
+            InvalidBackupConfigError: The store is a folder, which has none.
+        """
+        return await self._store.lifecycle()
+
+    async def apply_lifecycle(self, days: int) -> "Lifecycle":
+        """Set rules by which the server of a bucket itself deletes what is old; those of others stay.
+
+        Args:
+            days: Files of backups go when they are so old. To be set anew before backups of a longer ttl are taken.
+
+        Returns:
+            All rules that hold now.
+
+        Raises:
+            InvalidBackupConfigError: A backup that is there would lose files before it expires; the message names the
+                least `days`. Or the store is a folder.
+            BackupIntegrityError: A backup's metadata is damaged: what it needs is not known.
+        """
+        return await self._store.apply_lifecycle(days)
+
     async def check_store(self) -> None:
         """See that backups can be written.
 
@@ -956,9 +984,11 @@ def _refuse_paths_of_overlay(options: BringBackOptions) -> None:
 
 
 def _refuse_overlap(paths: Sequence[str]) -> None:
-    for path in paths:
-        if any(is_within_any(path, [other]) for other in paths if other is not path):
+    above = ""
+    for path in sorted(paths, key=lambda path: path.split("/")):
+        if above and is_within(path, above):
             raise InvalidBackupConfigError(f"dirs: {path} is named twice, or lies in another of them")
+        above = path
 
 
 def _with_done(error: SandpointError, done: Sequence[RestoreResult]) -> SandpointError:

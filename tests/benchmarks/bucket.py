@@ -69,6 +69,7 @@ class BucketBench:
         tree = os.path.join(self.path, "tree")
         made = generate(tree, self.files)
         print(f"A tree of {made.files:,} files in {made.directories:,} directories, {made.bytes / 1e6:.0f} MB.")
+        os.sync()  # where a full create cannot write all out in time, the next ones compare all contents
         local = Subject(tree, self._folder("local"), self.runner)
         remote = Subject(tree, self._folder("remote"), self.runner, store=f"s3://{server.make_bucket()}/bench")
         for subject in (local, remote):

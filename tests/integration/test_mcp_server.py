@@ -270,6 +270,7 @@ async def test_backups_of_what_is_not_allowed_are_out_of_reach(tmp_path: Path, p
             ("restore_backup", {"backup_id": first, "dir": str(project)}),
             ("restore_backup", {"backup_id": first, "dir": str(project / "new"), "dry_run": True}),
             ("restore_backup", {"backup_id": above, "dir": str(project)}),
+            ("fork_backup", {"backup_id": first, "dirs": [str(project / "new")]}),
             ("verify_backup", {"backup_id": first}),
             ("delete_backup", {"backup_id": first}),
         ]
@@ -376,6 +377,9 @@ async def test_bad_restores_are_refused_and_leave_the_directory(
         }
         answers = {case: await failure(client, "restore_backup", **given) for case, (_, given) in cases.items()}
         assert answers == {case: expected for case, (expected, _) in cases.items()}
+        forks = [[str(project), str(outside)], [str(project), f"{project}/src"], ["project"], [f"{project}/link/x"]]
+        for dirs in forks:
+            assert await failure(client, "fork_backup", backup_id=backup_id, dirs=dirs) == "INVALID_BACKUP_CONFIG"
         for tool in ("diff_backup", "verify_backup", "delete_backup"):
             assert await failure(client, tool, backup_id="7") == "INVALID_BACKUP_CONFIG"
             assert await failure(client, tool, backup_id=UNKNOWN_ID) == "BACKUP_NOT_FOUND"

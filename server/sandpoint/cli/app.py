@@ -15,6 +15,7 @@ from sandpoint.cli.delete import delete
 from sandpoint.cli.diff import diff
 from sandpoint.cli.doctor import doctor
 from sandpoint.cli.failures import Failure, describe, show_failure
+from sandpoint.cli.lifecycle import lifecycle
 from sandpoint.cli.list import list_backups
 from sandpoint.cli.prune import prune
 from sandpoint.cli.restore import restore
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "verify": verify,
     "delete": delete,
     "prune": prune,
+    "lifecycle": lifecycle,
     "unmount": unmount,
     "doctor": doctor,
     "serve": serve,

@@ -1,8 +1,10 @@
 """`sandpoint doctor`."""
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sandpoint.cli.failures import Failure, describe
 from sandpoint.cli.options import Common, Json, Sandbox, Store
@@ -13,6 +15,7 @@ from sandpoint.errors import SandboxUnavailableError, SandpointError
 if TYPE_CHECKING:
     from sandpoint.models import Capabilities, Capability, Report
     from sandpoint.service import BackupService
+    from sandpoint.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,13 @@ class Health:
 
     capabilities: "Capabilities"
     store: str
+    endpoint: str | None
     store_failure: Failure | None
 
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """Return the sandbox's capabilities, and the store beside them."""
         failure = self.store_failure.as_json() if self.store_failure else None
-        store = {"url": self.store, "available": failure is None, "error": failure}
+        store = {"url": self.store, "endpoint": self.endpoint, "available": failure is None, "error": failure}
         return self.capabilities.model_dump(mode=mode) | {"store": store}
 
 
@@ -53,7 +57,25 @@ async def examine(service: "BackupService", report: "Report", common: Common) ->
         await service.check_store()
     except SandpointError as error:
         failure = describe(error)
-    return Health(capabilities, read_settings(store=common.store).store, failure)
+    settings = read_settings(store=common.store)
+    return Health(capabilities, settings.store, _endpoint(settings), failure)
+
+
+def _endpoint(settings: "Settings") -> str | None:
+    """Return the server of a bucket, where the settings name one, without what it may hold of credentials."""
+    if not settings.store.startswith("s3:"):
+        return None
+    if settings.r2 is not None:
+        return f"https://{settings.r2.account_id}.r2.cloudflarestorage.com"
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # as AWS's own tools look for it
+    url = settings.s3_endpoint_url or next(filter(None, map(os.environ.get, names)), None)
+    try:
+        parts = urlsplit(url or "")
+    except ValueError:
+        return None
+    if not parts.netloc:
+        return None
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def find_problem(health: Health) -> Failure | None:
@@ -81,7 +103,7 @@ def show_health(health: Health) -> None:
         say(f"  {_mark(item)}  {name.ljust(width)}  for {printable(item.needed_for)}{detail}")
         if not item.available and item.remedy:
             say(f"           {' ' * width}  to have it: {printable(item.remedy)}")
-    say(f"Store {printable(health.store)}")
+    say(f"Store {printable(health.store)}" + (f" at {printable(health.endpoint)}" if health.endpoint else ""))
     if health.store_failure:
         message = printable(health.store_failure.message, lines=True)
         say(f"  {paint('failed ', 'red')}  {message} [{health.store_failure.code}]")

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 from sandpoint.engine.relay import Relay
@@ -18,6 +18,9 @@ from sandpoint.models import (
     WriteGrant,
     parse_backup_id,
 )
+
+if TYPE_CHECKING:
+    from sandpoint.stores.s3_lifecycle import Lifecycle
 
 LAYER_NAME = "data.sqsh"
 MANIFEST_NAME = "manifest.zst"
@@ -199,4 +202,20 @@ class Store(Protocol):
 
     async def reclaimable(self, without: Collection[str] = ()) -> tuple[list[str], int]:
         """Return what `reclaim` would, were some backups hidden; nothing is changed."""
+        ...
+
+    async def lifecycle(self) -> "Lifecycle":
+        """Return the rules by which the store's own server removes files.
+
+        Raises:
+            InvalidBackupConfigError: It is a folder, which has none.
+        """
+        ...
+
+    async def apply_lifecycle(self, days: int) -> "Lifecycle":
+        """Set rules by which files of backups go after so many days, and what was left behind sooner; return all rules.
+
+        Raises:
+            InvalidBackupConfigError: A backup would lose files before its time, or it is a folder.
+        """
         ...

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
 
 import anyio.to_thread
@@ -43,6 +44,9 @@ from sandpoint.stores.base import (
     time_of,
 )
 from sandpoint.stores.metadata import MAX_METADATA_BYTES, parse_metadata
+
+if TYPE_CHECKING:
+    from sandpoint.stores.s3_lifecycle import Lifecycle
 
 _log = logging.getLogger(__name__)
 
@@ -337,6 +341,20 @@ class LocalStore:
             unneeded = self._unneeded(self._markers(), ())
             freed = sum(self._remove(backup_id, names) for backup_id, names in unneeded.items())
             return list(unneeded), freed
+
+    async def lifecycle(self) -> "Lifecycle":
+        """Refuse: nobody but a prune removes files of a folder."""
+        self._refuse_rules()
+
+    async def apply_lifecycle(self, days: int) -> "Lifecycle":
+        """Refuse, as `lifecycle`."""
+        self._refuse_rules()
+
+    def _refuse_rules(self) -> NoReturn:
+        raise InvalidBackupConfigError(
+            f"store: {self._path} is a folder, and only a bucket (s3://bucket/prefix) has rules of its own; use "
+            "'sandpoint prune'"
+        )
 
     async def reclaimable(self, without: Collection[str] = ()) -> tuple[list[str], int]:
         """Return what `reclaim` would, were some backups hidden."""

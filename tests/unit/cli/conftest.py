@@ -6,11 +6,22 @@ from typing import Any
 import pytest
 
 from helpers.cli import FakeService
+from sandpoint.settings import R2_VARIABLES
+
+VARIABLES = (
+    "SANDPOINT_STORE",
+    "SANDPOINT_SANDBOX",
+    "SANDPOINT_S3_ENDPOINT_URL",
+    "SANDPOINT_DEBUG",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "NO_COLOR",
+)
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("SANDPOINT_STORE", "SANDPOINT_SANDBOX", "SANDPOINT_DEBUG", "NO_COLOR"):
+    for variable in (*VARIABLES, *R2_VARIABLES.values()):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("TERM", "xterm")
 

@@ -69,5 +69,57 @@ def test_a_program_gets_all_of_it(answer: Answer, capsys: pytest.CaptureFixture[
     answer(capabilities=capabilities, check_store=None)
     assert main(["doctor", "--json", "--store", "file:///backups"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told.pop("store") == {"url": "file:///backups", "available": True, "error": None}
+    assert told.pop("store") == {"url": "file:///backups", "endpoint": None, "available": True, "error": None}
     assert told == capabilities.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("variables", "endpoint"),
+    [
+        ({}, None),
+        ({"SANDPOINT_S3_ENDPOINT_URL": "https://minio.test:9000"}, "https://minio.test:9000"),
+        ({"AWS_ENDPOINT_URL": "http://all.test", "AWS_ENDPOINT_URL_S3": "http://s3.test"}, "http://s3.test"),
+        ({"SANDPOINT_S3_ENDPOINT_URL": "http://[", "AWS_ENDPOINT_URL": "http://all.test"}, None),
+        ({"SANDPOINT_S3_ENDPOINT_URL": "https://me:hidden@minio.test/x"}, "https://minio.test"),
+        (
+            {
+                "CLOUDFLARE_ACCOUNT_ID": "0a1b",
+                "R2_ACCESS_KEY_ID": "key",
+                "R2_SECRET_ACCESS_KEY": "hidden",
+            },
+            "https://0a1b.r2.cloudflarestorage.com",
+        ),
+    ],
+    ids=["AWS", "another server", "AWS's own setting", "no URL", "with a password", "R2"],
+)
+def test_a_bucket_is_told_with_its_server_and_no_secret(
+    variables: dict[str, str],
+    endpoint: str | None,
+    answer: Answer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    answer(capabilities=make_capabilities(), check_store=None)
+    assert main(["doctor", "--store", "s3://bucket/prefix"]) == 0
+    told = capsys.readouterr().out
+    assert f"\nStore s3://bucket/prefix{f' at {endpoint}' if endpoint else ''}\n  ok       answers\n" in told
+    assert main(["doctor", "--store", "s3://bucket/prefix", "--json"]) == 0
+    program = capsys.readouterr().out
+    assert json.loads(program)["store"] == {
+        "url": "s3://bucket/prefix",
+        "endpoint": endpoint,
+        "available": True,
+        "error": None,
+    }
+    assert "hidden" not in told + program
+
+
+def test_a_folder_has_no_server(
+    answer: Answer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDPOINT_S3_ENDPOINT_URL", "https://minio.test:9000")
+    answer(capabilities=make_capabilities(), check_store=None)
+    assert main(["doctor", "--store", "file:///backups"]) == 0
+    assert "minio" not in capsys.readouterr().out
