@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from urllib3 import BaseHTTPResponse
 
@@ -17,6 +17,7 @@ BACKOFF_MAX_S = 8.0
 
 Result = TypeVar("Result")
 
+_REMEDY = "Nothing was changed. Use another one: 'sandpoint verify' says of each whether it is whole"
 _MAX_BODY = 64 << 10
 _CODE = re.compile(rb"<Code>([A-Za-z.]{1,64})</Code>")
 _EXPIRED_TEXT = re.compile(rb"request has expired", re.IGNORECASE)
@@ -24,8 +25,8 @@ _EXPIRED_TEXT = re.compile(rb"request has expired", re.IGNORECASE)
 _PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _PASSING_CODES = frozenset({"BadDigest", "RequestTimeout", "IncompleteBody", "InternalError", "SlowDown"})
 
-_EXPIRED = "the grant has expired"
-_FULL = "the bucket is full: delete backups and prune, or give it more room"
+_EXPIRED = "the grant has expired; try again"
+_FULL = "the bucket is full; delete backups and prune, or give it more room, and try again"
 _MEANING = {
     "AccessDenied": "the credentials that the grant was made with do not allow it",
     "EntityTooLarge": _FULL,
@@ -34,10 +35,10 @@ _MEANING = {
     "InvalidAccessKeyId": "it does not know the access key that the grant was made with",
     "NoSuchBucket": "the bucket is not there",
     "NoSuchKey": "it is not there",
-    "NoSuchUpload": "its upload was given up meanwhile",
+    "NoSuchUpload": "its upload was given up meanwhile; try again",
     "QuotaExceeded": _FULL,
     "RequestExpired": _EXPIRED,
-    "RequestTimeTooSkewed": "the clocks of the store and of the machine that made the grant differ: set them right",
+    "RequestTimeTooSkewed": "the clocks of the store and of the machine that made the grant differ; set them right",
     "SignatureDoesNotMatch": "it refuses the grant's signature: the secret key is wrong, or a proxy alters requests",
     "XMinioStorageFull": _FULL,
 }
@@ -50,6 +51,10 @@ class MissingError(LastingError):
 
 class OtherSizeError(Exception):
     """The store's file has another size; the message says which."""
+
+    def __init__(self, found: str, wanted: int) -> None:
+        super().__init__(found)
+        self.wanted = wanted
 
 
 def refusal(answer: BaseHTTPResponse, line: Line) -> Exception:
@@ -69,7 +74,7 @@ def refusal(answer: BaseHTTPResponse, line: Line) -> Exception:
         code = "RequestExpired"
     meaning = _MEANING_OF_STATUS.get(status, "") if code not in _MEANING else _MEANING[code]
     kind = MissingError if status == 404 and code in {"", "NoSuchKey"} else LastingError
-    return kind(f"{meaning} ({said})" if meaning else said)
+    return kind(f"{said}: {meaning}" if meaning else said)
 
 
 def _read_body(answer: BaseHTTPResponse, line: Line) -> bytes:
@@ -101,19 +106,18 @@ def try_again(line: Line, work: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def told(key: str, verb: str) -> Iterator[None]:
-    """Say what went wrong in words for whoever called."""
+def told(key: str, doing: Literal["read from", "written to"]) -> Iterator[None]:
+    """Say in words for whoever called what went wrong with a file."""
+    failed = f"{key} cannot be {doing} the store"
     try:
         yield
     except PassingError as error:
-        raise StoreUnavailableError(
-            f"{key} cannot be {verb}: the store failed {ATTEMPTS} times, at last because {error}; try again later"
-        ) from None
-    except MissingError as error:
-        if verb == "read":
-            raise BackupIntegrityError(f"{key} is missing in the store; the backup is damaged") from None
-        raise StoreUnavailableError(f"{key} cannot be {verb}: {error}") from None
-    except LastingError as error:
-        raise StoreUnavailableError(f"{key} cannot be {verb} in the store: {error}") from None
+        raise StoreUnavailableError(f"{failed}, which was asked {ATTEMPTS} times: {error}; try again later") from None
     except OtherSizeError as error:
-        raise BackupIntegrityError(f"{key} has {error} in the store, not those of the backup; it is damaged") from None
+        raise BackupIntegrityError(
+            f"{key} has {error} in the store where the backup has {error.wanted}. {_REMEDY}"
+        ) from None
+    except LastingError as error:
+        if isinstance(error, MissingError) and doing == "read from":
+            raise BackupIntegrityError(f"{key} is missing in the store; the backup is damaged. {_REMEDY}") from None
+        raise StoreUnavailableError(f"{failed}: {error}") from None

@@ -25,7 +25,7 @@ def fetch_file(grant: GetGrant, size: int, path: str, check: Check) -> str:
     """See `http.download`."""
     total = hashlib.sha256()
 
-    with arriving(path, size, RANGE_BYTES) as ranges, told(grant.key, "read"):
+    with arriving(path, size, RANGE_BYTES) as ranges, told(grant.key, "read from"):
 
         def digest(check: Check) -> None:
             block = memoryview(bytearray(_BLOCK))
@@ -71,7 +71,7 @@ class _Fetch:
 
 def fetch_blocks(grant: GetGrant, check: Check) -> Iterator[bytes]:
     """See `http.stream`."""
-    with told(grant.key, "read"):
+    with told(grant.key, "read from"):
         yield from pass_on(grant.url, _Stream(grant.url).run, check)
 
 
@@ -114,46 +114,49 @@ def _range_header(start: int, end: int, size: int) -> dict[str, str]:
 
 
 def _check_span(answer: BaseHTTPResponse, line: Line, start: int, end: int | None, size: int | None) -> int:
-    """See that an answer is what was asked for, a range or the whole; return the size of the file.
-
-    Raises:
-        BackupIntegrityError: The file has another size.
-    """
-    whole = start == 0 and end == size
+    """See that an answer is what was asked for, a range or the whole; return the size of the file."""
     if answer.status == 416 and size is not None:
-        raise OtherSizeError(f"less than {size} bytes")
+        raise OtherSizeError("fewer bytes", size)
     if answer.status not in {200, 206}:
         raise refusal(answer, line)
-    if answer.status != (200 if whole else 206):
-        raise LastingError(f"it answers {answer.status} where {'a file' if whole else 'a range'} was asked for")
-    if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise LastingError("it sends the file encoded, which was not asked for")
-    length = answer.length_remaining
     found = _size_of(answer)
-    if length is None or found is None:
-        raise LastingError("it does not say how long its answer is")
+    wrong = _wrongness(answer, found, start, end, size)
+    if wrong is None:
+        return found
+    # A connection that breaks within an answer's head leaves one that looks whole, and nothing after it.
+    if not line.read(answer, 1) and found:
+        raise PassingError("the connection broke")
+    raise wrong
+
+
+def _wrongness(answer: BaseHTTPResponse, found: int, start: int, end: int | None, size: int | None) -> Exception | None:
+    whole = start == 0 and end == size
+    if answer.status != (200 if whole else 206):
+        return LastingError(f"it answers {answer.status} where {'a file' if whole else 'a range'} was asked for")
+    if answer.headers.get("Content-Encoding", "identity") != "identity":
+        return LastingError("it sends the file encoded, which was not asked for")
+    if found < 0:
+        return LastingError("it does not say how long its answer is")
     if size is not None and found != size:
-        raise OtherSizeError(f"{found} bytes")
-    if end is not None and _span_of(answer, found) != (start, end):
-        raise LastingError("it answers with another range than was asked for")
-    return found
+        return OtherSizeError(f"{found} bytes", size)
+    if size is not None and _span_of(answer) != (start, end):
+        return LastingError("it answers with another range than was asked for")
+    return None
 
 
-def _size_of(answer: BaseHTTPResponse) -> int | None:
-    """Return the size of the file that an answer says."""
+def _size_of(answer: BaseHTTPResponse) -> int:
+    """Return the size of the file that an answer says, -1 if it does not."""
     if answer.status == 200:
-        return answer.length_remaining
+        return -1 if answer.length_remaining is None else answer.length_remaining
     match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    return int(match[3]) if match else None
+    return int(match[3]) if match and answer.length_remaining is not None else -1
 
 
-def _span_of(answer: BaseHTTPResponse, size: int) -> tuple[int, int]:
-    if answer.status == 200:
-        return 0, size
+def _span_of(answer: BaseHTTPResponse) -> tuple[int, int]:
+    length = answer.length_remaining or 0
     match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    assert match
-    start, end = int(match[1]), int(match[2]) + 1
-    return (start, end) if answer.length_remaining == end - start else (0, 0)
+    start = int(match[1]) if match and answer.status == 206 else 0
+    return start, start + length
 
 
 def _check_end(at: int, end: int) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, make_headers
@@ -106,7 +106,7 @@ class Line:
         self, method: str, url: str, headers: Mapping[str, str], body: Iterable[memoryview] | None
     ) -> BaseHTTPResponse:
         try:
-            return self._manager.urlopen(
+            answer = self._manager.urlopen(
                 method,
                 url,
                 headers=headers,
@@ -119,6 +119,12 @@ class Line:
             )
         except (HTTPError, OSError, ValueError) as error:
             failure = self._failure(error)
+        else:
+            # A head that was cut off looks like a short one.
+            if not self._stalled and not self._ended.is_set():
+                return answer
+            answer.close()
+            failure = self._failure(HTTPError())
         # Outside of the block: the library's errors hold the URL.
         raise failure
 
@@ -166,14 +172,15 @@ class Line:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do something else for the time of the block, in the middle of an answer: it does not count as a stall."""
+        """Do something else for the time of the block, in the middle of an answer: that time does not count."""
         with self._lock:
-            self._since = None
+            since, self._since = self._since, None
+        started = time.monotonic()
         try:
             yield
         finally:
             with self._lock:
-                self._since, self._mark = time.monotonic(), self._arrived()
+                self._since = None if since is None else since + time.monotonic() - started
 
     def _begin(self) -> None:
         with self._lock:
@@ -288,13 +295,26 @@ def _pools(line: Line) -> dict[str, type[HTTPConnectionPool]]:
     return {"http": PlainPool, "https": TlsPool}
 
 
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a URL.
+
+    Raises:
+        LastingError: It has no host.
+    """
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in {"http", "https"} and parts.hostname:
+            return parts
+    raise LastingError("the grant's URL is none of HTTP")
+
+
 def tls_context(url: str) -> ssl.SSLContext | None:
     """Return whom to trust: as OpenSSL finds it (`SSL_CERT_FILE`), or as `AWS_CA_BUNDLE` says. None without TLS.
 
     Raises:
         InvalidBackupConfigError: `AWS_CA_BUNDLE` names no readable certificates.
     """
-    if urlsplit(url).scheme != "https":
+    if split_url(url).scheme != "https":
         return None
     bundle = os.environ.get("AWS_CA_BUNDLE") or None
     try:
@@ -306,7 +326,7 @@ def tls_context(url: str) -> ssl.SSLContext | None:
 
 
 def _manager(url: str, context: ssl.SSLContext | None) -> PoolManager:
-    parts = urlsplit(url)
+    parts = split_url(url)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(parts.netloc):
@@ -330,6 +350,8 @@ def _manager(url: str, context: ssl.SSLContext | None) -> PoolManager:
 def _explain(error: BaseException) -> Exception:
     """Say what broke a request, in words that hold nothing of it."""
     causes = list(_causes(error))
+    if isinstance(error, ValueError):
+        return LastingError("the grant's URL or its headers cannot be sent")
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return LastingError(

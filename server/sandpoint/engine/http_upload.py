@@ -16,7 +16,7 @@ from sandpoint.engine.tools import Check
 from sandpoint.errors import StoreUnavailableError
 from sandpoint.models import MultipartGrant, PutGrant
 
-LINES = 6
+LINES = 4
 
 _BLOCK = 1 << 20
 _SENT_AT_ONCE = 128 << 10
@@ -37,7 +37,7 @@ def send_file(path: str, grant: PutGrant | MultipartGrant, check: Check) -> tupl
             _Piece(fd, grant.key, url, headers, start, min(start + part_bytes, size))
             for start, url in zip(range(0, max(size, 1), part_bytes), urls, strict=True)
         ]
-        with told(grant.key, "written"):
+        with told(grant.key, "written to"):
             etags = work_off(urls[0], [piece.send for piece in pieces], check, lines=LINES)
     except _ShrunkError:
         raise OSError(errno.EIO, "it became shorter while it was sent", path) from None
@@ -50,7 +50,9 @@ def _parts_of(grant: PutGrant | MultipartGrant, size: int) -> tuple[tuple[str, .
     if isinstance(grant, PutGrant):
         return (grant.url,), max(size, 1), grant.headers
     if len(grant.urls) != max(1, -(-size // grant.part_bytes)):
-        raise StoreUnavailableError(f"{grant.key} cannot be written: the grant is for a file of another size")
+        raise StoreUnavailableError(
+            f"{grant.key} cannot be written to the store: the grant is for a file of another size"
+        )
     return grant.urls, grant.part_bytes, {}
 
 
