@@ -507,7 +507,7 @@ class BackupService:
         # What failed before is the news, not that this fails too: what is left over is listed, and pruned.
         with anyio.CancelScope(shield=True), suppress(SandpointError):
             await self._store.hide(backup.id)
-            await self._store.reclaim()
+            await self._store.reclaim([backup.id])
 
     async def get(self, backup_id: str) -> Backup:
         """Return what is known of one backup, also of one that has expired.
@@ -719,12 +719,14 @@ class BackupService:
             BackupNotFoundError: There is no such backup.
         """
         wanted = parse_backup_id(backup_id)
+        owners = None
         with suppress(BackupIntegrityError):  # damaged metadata is no reason to keep it
-            await self._read(wanted)
+            metadata = await self._read(wanted)
+            owners = {wanted, *(stored.key.split("/")[1] for stored in metadata.files)}
         await self._store.hide(wanted)
         freed = 0
         with suppress(BackupIntegrityError):  # another's metadata is damaged: what it needs is not known
-            _, freed = await self._store.reclaim()
+            _, freed = await self._store.reclaim(owners)
         return DeleteResult(id=wanted, freed_bytes=freed)
 
     async def prune(

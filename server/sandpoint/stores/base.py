@@ -192,8 +192,11 @@ class Store(Protocol):
         """
         ...
 
-    async def reclaim(self) -> tuple[list[str], int]:
+    async def reclaim(self, backup_ids: Collection[str] | None = None) -> tuple[list[str], int]:
         """Remove files that no visible backup names and nobody is writing; return whose, and how many bytes.
+
+        Args:
+            backup_ids: Look only at the files of these; None for all that there are.
 
         Raises:
             BackupIntegrityError: A visible backup's metadata is damaged: what it needs is not known.

@@ -228,9 +228,9 @@ class S3Store:
         self._markers.end([backup_id])
         self._bucket.delete([key])
 
-    async def reclaim(self) -> tuple[list[str], int]:
+    async def reclaim(self, backup_ids: Collection[str] | None = None) -> tuple[list[str], int]:
         """Remove files of hidden and abandoned backups that no visible one names."""
-        return await anyio.to_thread.run_sync(self._reclaimer.reclaim)
+        return await anyio.to_thread.run_sync(self._reclaimer.reclaim, backup_ids)
 
     async def reclaimable(self, without: Collection[str] = ()) -> tuple[list[str], int]:
         """Return what `reclaim` would, were some backups hidden."""

@@ -160,11 +160,12 @@ class Bucket:
 
     # -- lists --
 
-    def files(self, below: str) -> Iterator[Found]:
-        """Yield the files below a prefix, in ascending order."""
+    def files(self, below: str, after: str = "") -> Iterator[Found]:
+        """Yield the files below a prefix that come after a name, in ascending order."""
         pages = self.client.get_paginator("list_objects_v2")
+        place = {"Bucket": self.connection.bucket, "Prefix": self.prefix + below}
         with self.trying(f"list {below}"):
-            for page in pages.paginate(Bucket=self.connection.bucket, Prefix=self.prefix + below):
+            for page in pages.paginate(**place, **self._start_after(below, after)):
                 date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
                 now = parsedate_to_datetime(date) if date else datetime.now(UTC)
                 for found in page.get("Contents", ()):
@@ -173,13 +174,14 @@ class Bucket:
 
     def folders(self, below: str, after: str) -> tuple[list[str], bool]:
         """Return up to 1000 names of folders below a prefix that come after a name, and whether there are more."""
-        start_after: dict[str, Any] = {"StartAfter": f"{self.prefix}{below}{after}"} if after else {}
+        place = {"Bucket": self.connection.bucket, "Prefix": self.prefix + below}
         with self.trying(f"list {below}"):
-            answer = self.client.list_objects_v2(
-                Bucket=self.connection.bucket, Prefix=self.prefix + below, Delimiter="/", **start_after
-            )
+            answer = self.client.list_objects_v2(**place, Delimiter="/", **self._start_after(below, after))
         start = len(self.prefix + below)
         return [found["Prefix"][start:-1] for found in answer.get("CommonPrefixes", ())], answer["IsTruncated"]
+
+    def _start_after(self, below: str, after: str) -> dict[str, Any]:
+        return {"StartAfter": f"{self.prefix}{below}{after}"} if after else {}
 
     # -- uploads in parts --
 

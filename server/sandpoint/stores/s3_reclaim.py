@@ -3,16 +3,19 @@
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from sandpoint.errors import BackupNotFoundError
 from sandpoint.models import BackupMetadata
-from sandpoint.stores.base import BACKUPS, METADATA_NAME, id_in, key_of
+from sandpoint.stores.base import BACKUPS, METADATA_NAME, id_in, key_of, time_of
 from sandpoint.stores.s3_bucket import Bucket, side_by_side
 from sandpoint.stores.s3_markers import Markers, Writers
 
 Read = Callable[[str], BackupMetadata]
 """Returns a backup's metadata, or raises."""
 
+
+_CLOCKS_APART_MS = 3_600_000
 
 _AT_ONCE = 1000
 """Files that are removed before it is seen again whether they may be."""
@@ -48,16 +51,22 @@ class Reclaimer:
         self._named: dict[str, frozenset[str]] = {}
         """By backup, what it names of others: it never changes, and is read once."""
 
-    def reclaim(self) -> tuple[list[str], int]:
-        """Do it; return whose files, and how many bytes."""
-        before = self._look()
+    def reclaim(self, only: Collection[str] | None = None) -> tuple[list[str], int]:
+        """Do it; return whose files, and how many bytes.
+
+        Args:
+            only: Look at the files of these backups. What names them was made after them, so that of all others only
+                the younger ones are read.
+        """
+        before = self._look(only)
         self._markers.clear()
         hidden = before.hidden()
         doom = self._markers.doom(hidden)
         try:
             writers = self._markers.writers()
-            now = self._look() if hidden else before
-            unneeded = self._unneeded(now, {*hidden} - now.visible, writers)
+            now = self._look(only) if hidden else before
+            now.visible |= before.visible  # an answer that was altered on its way hides none
+            unneeded = self._unneeded(now, hidden - now.visible, writers)
             self._abort(before.uploads, writers)
             keys = [key for sizes in unneeded.values() for key in sizes]
             for start in range(0, len(keys), _AT_ONCE):
@@ -81,17 +90,18 @@ class Reclaimer:
         unneeded = self._unneeded(files, files.hidden(), writers)
         return list(unneeded), _total(unneeded)
 
-    def _look(self) -> _Files:
+    def _look(self, only: Collection[str] | None = None) -> _Files:
         files = _Files()
+        after = "" if only is None else _before(only)
         # Before any marker is looked at: whoever writes one of these has a marker then, or has ended.
         for key, upload_id in self._bucket.uploads(BACKUPS):
-            if owner := _owner(key):
+            if (owner := _owner(key)) and (only is None or owner in only):
                 files.uploads.append(_Upload(owner, key, upload_id))
-        for found in self._bucket.files(BACKUPS):
+        for found in self._bucket.files(BACKUPS, after):
             if owner := _owner(found.key):
                 if found.key == key_of(owner, METADATA_NAME):
                     files.visible.add(owner)
-                else:
+                elif only is None or owner in only:
                     files.sizes[owner][found.key] = found.size
         return files
 
@@ -113,9 +123,8 @@ class Reclaimer:
         known = self._named
         unread = [backup_id for backup_id in visible if backup_id not in known]
         named = dict(zip(unread, side_by_side(self._read_named, unread), strict=True))
-        named |= {backup_id: known[backup_id] for backup_id in visible if backup_id in known}
-        self._named = named
-        return list(named.values())
+        self._named = known | named
+        return [self._named[backup_id] for backup_id in visible]
 
     def _read_named(self, backup_id: str) -> frozenset[str]:
         try:
@@ -123,6 +132,18 @@ class Reclaimer:
         except BackupNotFoundError:
             return frozenset()  # hidden meanwhile
         return frozenset(stored.key for stored in metadata.files if _owner(stored.key) != backup_id)
+
+
+def _before(backup_ids: Collection[str]) -> str:
+    """Return the id from which on all lies that may name files of some backups.
+
+    Ids are made of times, by clocks that are at most half an hour apart: servers refuse requests of others.
+    """
+    made = [time_of(backup_id) for backup_id in backup_ids]
+    if not made or None in made:
+        return ""
+    first = min(time for time in made if time is not None) - _CLOCKS_APART_MS
+    return str(UUID(int=max(first, 0) << 80))
 
 
 def _owner(key: str) -> str | None:

@@ -268,3 +268,25 @@ async def test_an_id_of_another_form_is_refused(store: Store) -> None:
     for bad in ("../x", FIRST + "/..", "x"):
         with pytest.raises(InvalidBackupConfigError):
             await store.read(bad)
+
+
+async def test_some_can_be_reclaimed_and_others_left(store: Store) -> None:
+    for backup_id in (FIRST, SECOND, THIRD):
+        await put(store, backup_id)
+        await store.hide(backup_id)
+    assert await store.reclaim([SECOND]) == ([SECOND], len(LAYER + MANIFEST))
+    assert await store.reclaim([SECOND]) == ([], 0)
+    assert sorted((await store.reclaim())[0]) == [FIRST, THIRD]
+
+
+async def test_what_younger_backups_name_is_not_reclaimed_alone(store: Store) -> None:
+    parent = await put(store, FIRST)
+    upload = await upload_files(store, id_at(100_000), parent.layers)
+    child = describe(id_at(100_000), upload, kind="delta", parent_id=FIRST, layers=parent.layers)
+    await store.commit(child)
+    await store.hide(FIRST)
+    assert await store.reclaim([FIRST]) == ([FIRST], len(MANIFEST))
+    assert read_file(store, parent.layers) == [LAYER]
+    await store.hide(child.id)
+    freed = len(LAYER) * 2 + len(MANIFEST)
+    assert await store.reclaim([FIRST, child.id]) in [([FIRST, child.id], freed), ([child.id, FIRST], freed)]
