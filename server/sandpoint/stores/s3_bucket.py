@@ -163,7 +163,7 @@ class Bucket:
     def files(self, below: str, after: str = "") -> Iterator[Found]:
         """Yield the files below a prefix that come after a name, in ascending order."""
         pages = self.client.get_paginator("list_objects_v2")
-        place = {"Bucket": self.connection.bucket, "Prefix": self.prefix + below}
+        place: dict[str, Any] = {"Bucket": self.connection.bucket, "Prefix": self.prefix + below}
         with self.trying(f"list {below}"):
             for page in pages.paginate(**place, **self._start_after(below, after)):
                 date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
@@ -174,7 +174,7 @@ class Bucket:
 
     def folders(self, below: str, after: str) -> tuple[list[str], bool]:
         """Return up to 1000 names of folders below a prefix that come after a name, and whether there are more."""
-        place = {"Bucket": self.connection.bucket, "Prefix": self.prefix + below}
+        place: dict[str, Any] = {"Bucket": self.connection.bucket, "Prefix": self.prefix + below}
         with self.trying(f"list {below}"):
             answer = self.client.list_objects_v2(**place, Delimiter="/", **self._start_after(below, after))
         start = len(self.prefix + below)

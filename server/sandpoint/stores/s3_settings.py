@@ -27,8 +27,26 @@ def open_s3_store(url: str, settings: Settings) -> S3Store:
     prefix = unquote(parts.path).strip("/")
     if not prefix.isprintable() or (prefix and {"", ".", ".."} & {*prefix.split("/")}):
         raise InvalidBackupConfigError(f"store: {url!r} has no usable prefix; write s3://bucket/prefix")
+    _check_endpoint(settings.s3_endpoint_url)
     connection = _connection(url, parts.netloc, settings)
     return S3Store(connection, f"{prefix}/" if prefix else "", direct=settings.s3_direct)
+
+
+def _check_endpoint(url: str | None) -> None:
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and not parts.query and not parts.fragment
+        usable = usable and "@" not in parts.netloc and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        # Not the URL itself, as above.
+        raise InvalidBackupConfigError(
+            "SANDPOINT_S3_ENDPOINT_URL: it may hold a scheme, a host and a port only; write https://host or "
+            "http://host:port, and set the credentials apart from it"
+        )
 
 
 def _connection(url: str, bucket: str, settings: Settings) -> Connection:
