@@ -747,3 +747,21 @@ class PruneResult(Strict):
     freed_bytes: int
     decisions: tuple[Decision, ...] = ()
     dry_run: bool = False
+
+
+class LifecycleRule(Strict):
+    """One rule: what goes below a prefix of the bucket, and after how many days; `is_ours` if Sandpoint set it."""
+
+    id: str
+    prefix: str
+    is_enabled: bool
+    is_ours: bool
+    expire_days: int | None = None
+    abort_uploads_days: int | None = None
+
+
+class Lifecycle(Strict):
+    """All rules of a bucket."""
+
+    bucket: str
+    rules: tuple[LifecycleRule, ...]

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import ByteReceiveStream
@@ -46,6 +45,7 @@ from sandpoint.models import (
     FileRole,
     ForkOptions,
     ForkResult,
+    Lifecycle,
     ListOptions,
     Mode,
     Parent,
@@ -73,9 +73,6 @@ from sandpoint.sandboxes.local import LocalSandbox
 from sandpoint.settings import Settings, read_settings
 from sandpoint.stores import Store, open_store
 from sandpoint.stores.base import Position, Upload
-
-if TYPE_CHECKING:
-    from sandpoint.stores.s3_lifecycle import Lifecycle
 
 _PARENT_SEARCH = 100
 """Backups that are looked at for one to build on, where the sandbox knows of none that is still there."""
@@ -219,7 +216,7 @@ class BackupService:
         backup_id = _new_id()
         parent = None if base is None else base.metadata
         needs = () if parent is None else (*parent.manifests, *parent.layers)
-        async with self._uploading(backup_id, needs) as upload:
+        async with self._uploading(backup_id, needs, options.ttl) as upload:
             captured = await self._sandbox.capture(
                 CaptureRequest(
                     dir=path,
@@ -261,9 +258,9 @@ class BackupService:
         )
 
     @asynccontextmanager
-    async def _uploading(self, backup_id: str, needs: Collection[StoredLayer]) -> AsyncIterator[Upload]:
+    async def _uploading(self, backup_id: str, needs: Collection[StoredLayer], ttl: float) -> AsyncIterator[Upload]:
         try:
-            upload = await self._store.begin(backup_id, needs)
+            upload = await self._store.begin(backup_id, needs, ttl=ttl)
         except BackupIntegrityError as error:
             raise _BaseGoneError from error
         except BaseException:
@@ -830,7 +827,7 @@ class BackupService:
             await self._sandbox.unmount(path)
         return UnmountResult(dir=path, backup_id=overlay.backup_id, undo_id=undo_id)
 
-    async def lifecycle(self) -> "Lifecycle":
+    async def lifecycle(self) -> Lifecycle:
         """Return the rules by which the server of a bucket itself deletes files, ours and those of others.
 
         Raises:
@@ -838,7 +835,7 @@ class BackupService:
         """
         return await self._store.lifecycle()
 
-    async def apply_lifecycle(self, days: int) -> "Lifecycle":
+    async def apply_lifecycle(self, days: int) -> Lifecycle:
         """Set rules by which the server of a bucket itself deletes what is old; those of others stay.
 
         Args:

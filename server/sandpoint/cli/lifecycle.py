@@ -10,7 +10,7 @@ from sandpoint.cli.run import run
 from sandpoint.cli.terminal import Column, count, printable, say, say_table
 
 if TYPE_CHECKING:
-    from sandpoint.stores.s3_lifecycle import Lifecycle, LifecycleRule
+    from sandpoint.models import Lifecycle, LifecycleRule
 
 Action = Literal["show", "apply"]
 

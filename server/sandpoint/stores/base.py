@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from sandpoint.engine.relay import Relay
@@ -11,6 +11,7 @@ from sandpoint.errors import BackupNotFoundError, InvalidBackupConfigError
 from sandpoint.models import (
     BackupMetadata,
     FileRole,
+    Lifecycle,
     ReadGrant,
     SentFile,
     StoredFile,
@@ -18,9 +19,6 @@ from sandpoint.models import (
     WriteGrant,
     parse_backup_id,
 )
-
-if TYPE_CHECKING:
-    from sandpoint.stores.s3_lifecycle import Lifecycle
 
 LAYER_NAME = "data.sqsh"
 MANIFEST_NAME = "manifest.zst"
@@ -130,15 +128,17 @@ class Store(Protocol):
         """See that backups can be written, making the store if it is not there."""
         ...
 
-    async def begin(self, backup_id: str, needs: Collection[StoredLayer] = ()) -> Upload:
+    async def begin(self, backup_id: str, needs: Collection[StoredLayer] = (), *, ttl: float = 0) -> Upload:
         """Prepare for a new backup's files. End with `commit` or `abandon`.
 
         Args:
             backup_id: The new one.
             needs: Files of other backups that it will name: they are kept until the end.
+            ttl: Seconds that it shall live.
 
         Raises:
-            BackupIntegrityError: One of those is gone.
+            BackupIntegrityError: One of those is gone, or would go before its time.
+            InvalidBackupConfigError: By the store's own rules nothing stays for so long.
         """
         ...
 
@@ -207,7 +207,7 @@ class Store(Protocol):
         """Return what `reclaim` would, were some backups hidden; nothing is changed."""
         ...
 
-    async def lifecycle(self) -> "Lifecycle":
+    async def lifecycle(self) -> Lifecycle:
         """Return the rules by which the store's own server removes files.
 
         Raises:
@@ -215,7 +215,7 @@ class Store(Protocol):
         """
         ...
 
-    async def apply_lifecycle(self, days: int) -> "Lifecycle":
+    async def apply_lifecycle(self, days: int) -> Lifecycle:
         """Set rules by which files of backups go after so many days, and what was left behind sooner; return all rules.
 
         Raises:

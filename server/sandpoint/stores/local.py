@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
 import anyio.to_thread
@@ -25,6 +25,7 @@ from sandpoint.errors import (
 )
 from sandpoint.models import (
     BackupMetadata,
+    Lifecycle,
     PathGrant,
     SentFile,
     StoredFile,
@@ -44,9 +45,6 @@ from sandpoint.stores.base import (
     time_of,
 )
 from sandpoint.stores.metadata import MAX_METADATA_BYTES, parse_metadata
-
-if TYPE_CHECKING:
-    from sandpoint.stores.s3_lifecycle import Lifecycle
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +113,7 @@ class LocalStore:
             with self._locked():
                 os.utime(self._incoming)
 
-    async def begin(self, backup_id: str, needs: Collection[StoredLayer] = ()) -> Upload:
+    async def begin(self, backup_id: str, needs: Collection[StoredLayer] = (), *, ttl: float = 0) -> Upload:
         """Make the backup's folder, note what it needs, and clear away what dead writers left."""
         return await anyio.to_thread.run_sync(self._begin, backup_id, needs)
 
@@ -342,11 +340,11 @@ class LocalStore:
             freed = sum(self._remove(backup_id, names) for backup_id, names in unneeded.items())
             return list(unneeded), freed
 
-    async def lifecycle(self) -> "Lifecycle":
+    async def lifecycle(self) -> Lifecycle:
         """Refuse: nobody but a prune removes files of a folder."""
         self._refuse_rules()
 
-    async def apply_lifecycle(self, days: int) -> "Lifecycle":
+    async def apply_lifecycle(self, days: int) -> Lifecycle:
         """Refuse, as `lifecycle`."""
         self._refuse_rules()
 

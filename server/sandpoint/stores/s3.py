@@ -12,9 +12,15 @@ from uuid import uuid4
 import anyio.to_thread
 
 from sandpoint.engine.relay import Relay
-from sandpoint.errors import BackupIntegrityError, BackupNotFoundError, StoreUnavailableError
+from sandpoint.errors import (
+    BackupIntegrityError,
+    BackupNotFoundError,
+    InvalidBackupConfigError,
+    StoreUnavailableError,
+)
 from sandpoint.models import (
     BackupMetadata,
+    Lifecycle,
     ReadGrant,
     RelayGrant,
     SentFile,
@@ -32,11 +38,12 @@ from sandpoint.stores.base import (
     Upload,
     key_of,
     not_found,
+    time_of,
 )
 from sandpoint.stores.metadata import MAX_METADATA_BYTES, parse_metadata
 from sandpoint.stores.s3_bucket import Bucket, side_by_side
 from sandpoint.stores.s3_client import Connection
-from sandpoint.stores.s3_lifecycle import Lifecycle, apply_rules, show_rules
+from sandpoint.stores.s3_lifecycle import Kept, apply_rules, show_rules
 from sandpoint.stores.s3_listing import Listing
 from sandpoint.stores.s3_markers import INCOMING, Lease, Markers
 from sandpoint.stores.s3_reclaim import Reclaimer
@@ -62,6 +69,7 @@ class S3Store:
         self._relay = S3Relay(self._bucket) if direct else None
         self._reclaimer = Reclaimer(self._bucket, self._markers, self._read)
         self._listing = Listing(lambda after: self._bucket.folders(BACKUPS, after), self._place)
+        self._kept = Kept(self._bucket)
         self._leases: dict[str, Lease] = {}
 
     def __repr__(self) -> str:
@@ -89,20 +97,35 @@ class S3Store:
         self._markers.doomed()
         self._bucket.delete([probe])
 
-    async def begin(self, backup_id: str, needs: Collection[StoredLayer] = ()) -> Upload:
+    async def begin(self, backup_id: str, needs: Collection[StoredLayer] = (), *, ttl: float = 0) -> Upload:
         """Put the writer's marker, then see that what it needs is there and stays."""
-        return await anyio.to_thread.run_sync(self._begin, backup_id, needs)
+        return await anyio.to_thread.run_sync(self._begin, backup_id, needs, ttl)
 
-    def _begin(self, backup_id: str, needs: Collection[StoredLayer]) -> Upload:
+    def _begin(self, backup_id: str, needs: Collection[StoredLayer], ttl: float) -> Upload:
         self._leases[backup_id] = self._markers.put(backup_id, [stored.key for stored in needs])
         try:
+            self._check_kept(needs, ttl)
             self._check_there(needs)
             self._check_unused(backup_id)
-        except (BackupIntegrityError, StoreUnavailableError):
+        except (BackupIntegrityError, InvalidBackupConfigError, StoreUnavailableError):
             self._leases.pop(backup_id)
             self._markers.end([backup_id])
             raise
         return Upload(layer_key=key_of(backup_id, LAYER_NAME), manifest_key=key_of(backup_id, MANIFEST_NAME))
+
+    def _check_kept(self, needs: Collection[StoredLayer], ttl: float) -> None:
+        days = self._kept.days()
+        if days is None:
+            return
+        if ttl > days * 86_400:
+            raise InvalidBackupConfigError(
+                f"ttl: by its rules the bucket removes files after {days} days; use at most {days * 86_400}, or set "
+                "the rules anew with 'sandpoint lifecycle apply --days N'"
+            )
+        now = datetime.now(UTC).timestamp()
+        made = [time_of(stored.key.split("/")[1]) or 0 for stored in needs]
+        if made and now - min(made) / 1000 + ttl > days * 86_400:
+            raise BackupIntegrityError("by its rules the bucket removes what this would be built on before its time")
 
     def _check_there(self, needs: Collection[StoredLayer]) -> None:
         if not needs:

@@ -1,11 +1,13 @@
 """A bucket's own rules for what goes when. Rules of others in the same bucket stay as they are."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sandpoint.errors import BackupNotFoundError, InvalidBackupConfigError
-from sandpoint.models import DEFAULT_TTL, BackupMetadata, Strict
+from sandpoint.errors import BackupNotFoundError, InvalidBackupConfigError, StoreUnavailableError
+from sandpoint.models import DEFAULT_TTL, BackupMetadata, Lifecycle, LifecycleRule
 from sandpoint.stores.base import BACKUPS, METADATA_NAME, id_in, time_of
 from sandpoint.stores.s3_bucket import Bucket, side_by_side
 from sandpoint.stores.s3_client import code_of
@@ -20,23 +22,8 @@ _CHAIN = timedelta(hours=24)
 _ROOM = timedelta(days=1)
 _MAX_ID = 255
 
-
-class LifecycleRule(Strict):
-    """One rule: what goes below a prefix of the bucket, and after how many days; `is_ours` if Sandpoint set it."""
-
-    id: str
-    prefix: str
-    is_enabled: bool
-    is_ours: bool
-    expire_days: int | None = None
-    abort_uploads_days: int | None = None
-
-
-class Lifecycle(Strict):
-    """All rules of a bucket."""
-
-    bucket: str
-    rules: tuple[LifecycleRule, ...]
+_LOOKED_S = 600
+"""For so long the rules are taken to be as they were seen."""
 
 
 def show_rules(bucket: Bucket) -> Lifecycle:
@@ -117,6 +104,35 @@ def _describe(rule: dict[str, Any]) -> LifecycleRule:
         expire_days=rule.get("Expiration", {}).get("Days"),
         abort_uploads_days=rule.get("AbortIncompleteMultipartUpload", {}).get("DaysAfterInitiation"),
     )
+
+
+class Kept:
+    """How long the rules of a bucket leave files of backups in it."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        """Take the bucket."""
+        self._bucket = bucket
+        self._days: int | None = None
+        self._looked = -math.inf
+
+    def days(self) -> int | None:
+        """Return after how many days a file goes; None if none does, or these credentials may not know."""
+        if time.monotonic() - self._looked > _LOOKED_S:
+            try:
+                rules = show_rules(self._bucket).rules
+            except StoreUnavailableError:
+                rules = ()
+            below = self._bucket.prefix + BACKUPS
+            self._days = min(
+                (rule.expire_days for rule in rules if rule.expire_days and rule.is_enabled and _meets(rule, below)),
+                default=None,
+            )
+            self._looked = time.monotonic()
+        return self._days
+
+
+def _meets(rule: LifecycleRule, below: str) -> bool:
+    return below.startswith(rule.prefix) or rule.prefix.startswith(below)
 
 
 def _least_days(bucket: Bucket, read: Callable[[str], BackupMetadata]) -> tuple[int, str]:

@@ -8,7 +8,7 @@ import pytest
 from helpers.cli import FakeService
 from sandpoint.cli import main
 from sandpoint.errors import InvalidBackupConfigError
-from sandpoint.stores.s3_lifecycle import Lifecycle, LifecycleRule
+from sandpoint.models import Lifecycle, LifecycleRule
 
 Answer = Callable[..., FakeService]
 
