@@ -1,6 +1,7 @@
 """What the tests of stores share: a backup written through a store's own protocol."""
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
@@ -27,6 +28,7 @@ from sandpoint.models import (
 )
 from sandpoint.stores import Store
 from sandpoint.stores.base import Position, Upload
+from sandpoint.stores.s3 import S3Store
 
 START_MS = 1_790_000_000_000
 LAYER = b"a layer"
@@ -144,6 +146,35 @@ async def put(store: Store, backup_id: str, **changes: Any) -> BackupMetadata:
     metadata = describe(backup_id, await upload_files(store, backup_id), **changes)
     await store.commit(metadata)
     return metadata
+
+
+async def put_foreign(store: Store, backup_id: str, **changes: Any) -> None:
+    """Write a backup as Cloudflare's Sandbox SDK does."""
+    values = {
+        "id": backup_id,
+        "dir": "/workspace",
+        "name": None,
+        "sizeBytes": len(LAYER),
+        "ttl": 259_200,
+        "createdAt": datetime.now(UTC).isoformat(),
+    }
+    await put_raw(store, f"backups/{backup_id}/data.sqsh", LAYER)
+    await put_raw(store, f"backups/{backup_id}/meta.json", json.dumps(values | changes).encode())
+
+
+async def put_raw(store: Store, key: str, content: bytes) -> None:
+    """Write a file as others may, without asking."""
+    await anyio.to_thread.run_sync(_put_raw, store, key, content)
+
+
+def _put_raw(store: Store, key: str, content: bytes) -> None:
+    if isinstance(store, S3Store):
+        store._bucket.put(key, content)
+        return
+    assert store.local_path is not None
+    path = Path(store.local_path, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 async def ids(store: Store, after: Position | None = None) -> list[str]:

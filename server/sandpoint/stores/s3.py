@@ -45,7 +45,7 @@ from sandpoint.stores.s3_bucket import Bucket, side_by_side
 from sandpoint.stores.s3_client import Connection
 from sandpoint.stores.s3_lifecycle import Kept, apply_rules, show_rules
 from sandpoint.stores.s3_listing import Listing
-from sandpoint.stores.s3_markers import INCOMING, Lease, Markers
+from sandpoint.stores.s3_markers import INCOMING, Lease, Markers, new_lease
 from sandpoint.stores.s3_reclaim import Reclaimer
 from sandpoint.stores.s3_transfers import Grants, S3Relay, granted_s
 
@@ -101,16 +101,17 @@ class S3Store:
         """Put the writer's marker, then see that what it needs is there and stays."""
         return await anyio.to_thread.run_sync(self._begin, backup_id, needs, ttl)
 
-    def _begin(self, backup_id: str, needs: Collection[StoredLayer], ttl: float) -> Upload:
-        self._leases[backup_id] = self._markers.put(backup_id, [stored.key for stored in needs])
+    def _begin(self, backup_id: str, needs: Collection[StoredLayer], ttl: float = 0) -> Upload:
+        lease = self._leases[backup_id] = new_lease(backup_id, [stored.key for stored in needs])
+        self._markers.put(lease)
         try:
             self._check_kept(needs, ttl)
             self._check_there(needs)
-            self._check_unused(backup_id)
-        except (BackupIntegrityError, InvalidBackupConfigError, StoreUnavailableError):
+        except BackupIntegrityError:
             self._leases.pop(backup_id)
             self._markers.end([backup_id])
             raise
+        self._check_unused(backup_id)
         return Upload(layer_key=key_of(backup_id, LAYER_NAME), manifest_key=key_of(backup_id, MANIFEST_NAME))
 
     def _check_kept(self, needs: Collection[StoredLayer], ttl: float) -> None:

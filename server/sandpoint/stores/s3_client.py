@@ -169,6 +169,14 @@ _BY_TYPE = {
     "ProfileNotFound": _NO_PROFILE,
     "ConfigParseError": _NO_PROFILE,
     "ConfigNotFound": _NO_PROFILE,
+    "InvalidConfigError": _NO_PROFILE,
+    "InvalidDefaultsMode": _NO_PROFILE,
+    "InvalidRetryConfigurationError": _NO_PROFILE,
+    "InvalidRetryModeError": _NO_PROFILE,
+    "InvalidMaxRetryAttemptsError": _NO_PROFILE,
+    "InvalidS3AddressingStyleError": _NO_PROFILE,
+    "UnknownCredentialError": _NO_PROFILE,
+    "InfiniteLoopConfigError": _NO_PROFILE,
     "ParamValidationError": _BY_CODE["InvalidBucketName"],
     "SSLError": _UNTRUSTED,
     "ConnectTimeoutError": _SILENT,
@@ -211,7 +219,7 @@ def _explained(
     error: Exception, connection: Connection, action: str
 ) -> StoreUnavailableError | InvalidBackupConfigError:
     cause, name = _cause_of(error)
-    message = f"cannot {action} in {connection.place}: {cause.says} ({name}); {cause.remedy}"
+    message = f"{connection.place}: cannot {action}: {cause.says} ({name}); {cause.remedy}"
     if cause.is_config:
         return InvalidBackupConfigError(message)
     return StoreUnavailableError(f"{message}. {'Try again' if cause.again else 'To try again as it is will not help'}")

@@ -14,9 +14,11 @@ from sandpoint.stores.s3_client import code_of
 from sandpoint.stores.s3_markers import DOOMED, INCOMING
 
 _OURS = "sandpoint-"
-_LEFT_DAYS = 2
-"""After so long uploads and markers are left behind: a grant and a lease may last for 7 days, but then they are
-renewed, or parts arrive."""
+_UPLOAD_DAYS = 2
+"""An upload that takes longer fails, and says so."""
+
+_MARKER_DAYS = 9
+"""Longer than any lease: a grant of 7 days, and a day and an hour."""
 
 _CHAIN = timedelta(hours=24)
 _ROOM = timedelta(days=1)
@@ -80,9 +82,9 @@ def _rules(prefix: str, days: int) -> list[dict[str, Any]]:
         }
 
     return [
-        rule("uploads", BACKUPS, AbortIncompleteMultipartUpload={"DaysAfterInitiation": _LEFT_DAYS}),
-        rule("incoming", INCOMING, Expiration={"Days": _LEFT_DAYS}),
-        rule("doomed", DOOMED, Expiration={"Days": _LEFT_DAYS}),
+        rule("uploads", BACKUPS, AbortIncompleteMultipartUpload={"DaysAfterInitiation": _UPLOAD_DAYS}),
+        rule("incoming", INCOMING, Expiration={"Days": _MARKER_DAYS}),
+        rule("doomed", DOOMED, Expiration={"Days": _MARKER_DAYS}),
         rule("backups", BACKUPS, Expiration={"Days": days}),
     ]
 

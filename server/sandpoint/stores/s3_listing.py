@@ -2,8 +2,8 @@
 
 Ids made by time lie in the order of time, between 2024 and now: looked at from the newest back, window by window. All
 other ids, and those of wrong clocks, lie below or above, and are listed as a whole: usually two requests that find
-nothing. An id that was not made by time may lie between the others by chance, where it is no more than passed by until
-its turn comes.
+none, or one that finds all where that is no more than it returns. An id that was not made by time may lie between the
+others by chance, where it is no more than passed by until its turn comes.
 """
 
 import heapq
@@ -77,18 +77,25 @@ class Listing:
                 taken.append(heapq.heappop(waiting)[2])
             return taken
 
-        wait(self._all(0, floor))
-        wait(self._all(ceiling, _END))
-        start = ceiling if after is None else min(ceiling, _limit(after))
-        wait(self._strays(start, ceiling))
-        for segment in _Windows(self._page, floor).from_newest(start):
-            wait(segment.ids)
-            if segment.end >= self._seen_from or segment.end == ceiling:
-                self._seen_from = min(self._seen_from, segment.start)
-            if found := take(segment.start):
-                yield found
-        if found := take(0):
-            yield found
+        first = self._page(0, _END)
+        if first.end == _END:
+            self._seen_from = min(self._seen_from, floor)
+            wait(first.ids)
+        else:
+            start = ceiling if after is None else min(ceiling, max(floor, _limit(after)))
+            wait([backup_id for backup_id in first.ids if number_of(backup_id) < floor])
+            wait(self._all(first.end, floor))
+            wait(self._all(ceiling, _END))
+            wait(self._strays(start, ceiling))
+            for segment in _Windows(self._page, floor).from_newest(start):
+                wait(segment.ids)
+                self._note(segment, ceiling)
+                yield take(segment.start)
+        yield take(0)
+
+    def _note(self, segment: _Segment, ceiling: int) -> None:
+        if segment.end == ceiling or segment.end >= self._seen_from:
+            self._seen_from = min(self._seen_from, segment.start)
 
     def _strays(self, start: int, end: int) -> list[str]:
         """Return ids that lie from `start` to `end` and were not made by time: some may be older than they look."""
@@ -173,7 +180,7 @@ class _Windows:
             self._guess = self._by_width
             self._width = max(1, min(max(span * _WANTED // max(count, 1), span // _WIDER), span * _WIDER))
         else:
-            self._guess = self._by_burst if self._guess == self._by_half else self._by_half
+            self._guess = self._by_half if self._guess == self._by_width else self._by_burst
 
     def _by_page(self, bottom: int, end: int) -> int:
         return bottom
@@ -186,7 +193,8 @@ class _Windows:
 
     def _by_burst(self, bottom: int, end: int) -> int:
         known = self._known[-1]
-        return bottom + isqrt((known.end - number_of(known.ids[0])) * (end - bottom))
+        rest = end - bottom
+        return bottom + min(isqrt((known.end - number_of(known.ids[0])) * rest), rest // 2)
 
 
 def _limit(after: Position) -> int:

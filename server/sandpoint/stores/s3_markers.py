@@ -17,7 +17,7 @@ remover  1 put doomed/    2 list incoming/  3 read every meta.json             4
 - A dead writer's marker holds until its lease ends, then its files go. A living one renews its lease before that where
   a file takes so long, and neither renews nor commits in the last `_MARGIN` of it: clocks may be apart (the server
   refuses requests of more than 15 minutes), and its last request may be on its way for minutes.
-- A dead remover's doom counts for `DOOM_S`, by the server's clock. A living one removes nothing in its last tenth.
+- A dead remover's doom counts for `DOOM_S`, by the server's clock. A living one removes nothing at the end of that.
 - A request that arrives when its sender has given it up can put a meta.json back that was abandoned or hidden in
   the same minutes. Its files are missing then, which verify and restore say; it goes with its ttl, or by delete.
 """
@@ -59,6 +59,11 @@ class Lease:
     until: datetime
 
 
+def new_lease(backup_id: str, needs: Collection[str]) -> Lease:
+    """Return a lease from now on."""
+    return Lease(backup_id, tuple(needs), datetime.now(UTC) + LEASE)
+
+
 @dataclass(frozen=True)
 class Writers:
     """Those that had markers: who lives, what they need, and who died."""
@@ -77,11 +82,10 @@ class Markers:
 
     # -- writers --
 
-    def put(self, backup_id: str, needs: Collection[str]) -> Lease:
+    def put(self, lease: Lease) -> None:
         """Say that a backup is being written."""
-        lease = Lease(backup_id, tuple(needs), datetime.now(UTC) + LEASE)
-        self._write(lease)
-        return lease
+        marker = _Marker(needs=lease.needs, until=lease.until)
+        self._bucket.put(INCOMING + lease.backup_id, marker.model_dump_json().encode())
 
     def hold(self, lease: Lease, seconds: float = 0) -> None:
         """See that a lease holds for so many seconds more, and renew it if need be.
@@ -98,11 +102,7 @@ class Markers:
         end = now + timedelta(seconds=seconds) + _MARGIN
         if end > lease.until:
             lease.until = end + LEASE
-            self._write(lease)
-
-    def _write(self, lease: Lease) -> None:
-        marker = _Marker(needs=lease.needs, until=lease.until)
-        self._bucket.put(INCOMING + lease.backup_id, marker.model_dump_json().encode())
+            self.put(lease)
 
     def end(self, backup_ids: Iterable[str]) -> None:
         """Remove writers' markers."""

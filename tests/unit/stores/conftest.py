@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
+import botocore.loaders
+import botocore.session
 import pytest
 
 from helpers.s3 import S3Server
@@ -13,18 +16,21 @@ from sandpoint.stores.s3 import S3Store
 OpenStore = Callable[[], Store]
 OpenS3 = Callable[..., S3Store]
 
-KINDS = {
-    "local": "",
-    "s3": "s3://{bucket}",
-    "s3-prefix": "s3://{bucket}/some/where",
-    "s3-https": "s3://{bucket}/p",
-    "s3-direct": "s3://{bucket}",
-}
+KINDS = ("local", "s3", "s3-https-prefix")
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_loader() -> Iterator[None]:
+    """Let all clients share what takes most of the time that each takes to make: its description, a large JSON file."""
+    loader = botocore.loaders.create_loader()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(botocore.session, "create_loader", lambda _path: loader)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -42,22 +48,28 @@ def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Se
     return s3_server
 
 
-@pytest.fixture
-def bucket(s3_environment: S3Server) -> str:
-    return s3_environment.make_bucket()
+@pytest.fixture(scope="session")
+def shared_bucket(s3_server: S3Server) -> str:
+    return s3_server.make_bucket()
 
 
 @pytest.fixture
-def open_s3(s3_environment: S3Server, bucket: str) -> OpenS3:
-    """Open the same bucket, each time as another process would."""
+def open_s3(s3_environment: S3Server, shared_bucket: str) -> OpenS3:
+    """Open the same store, each time as another process would: by default a prefix of the test's own."""
+    own = f"s3://{shared_bucket}/{uuid4()}"  # a bucket of its own would take its time
 
-    def open_again(url: str = "s3://{bucket}", *, endpoint: str | None = None, direct: bool = False) -> S3Store:
+    def open_again(url: str = own, *, endpoint: str | None = None, direct: bool = False) -> S3Store:
         settings = read_settings(s3_endpoint_url=endpoint or s3_environment.http_url, s3_direct=direct)
-        store = open_store(url.format(bucket=bucket), settings)
+        store = open_store(url, settings)
         assert isinstance(store, S3Store)
         return store
 
     return open_again
+
+
+@pytest.fixture
+def bucket(s3_environment: S3Server) -> str:
+    return s3_environment.make_bucket()
 
 
 @pytest.fixture(params=KINDS)
@@ -67,9 +79,11 @@ def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
     if kind == "local":
         return lambda: open_store((tmp_path / "store").as_uri())
     open_s3: OpenS3 = request.getfixturevalue("open_s3")
-    server: S3Server = request.getfixturevalue("s3_environment")
-    endpoint = server.https_url if kind == "s3-https" else server.http_url
-    return lambda: open_s3(KINDS[kind], endpoint=endpoint, direct=kind == "s3-direct")
+    if kind == "s3-https-prefix":
+        https_url = request.getfixturevalue("s3_environment").https_url
+        return lambda: open_s3(endpoint=https_url)
+    url = f"s3://{request.getfixturevalue('bucket')}"
+    return lambda: open_s3(url)
 
 
 @pytest.fixture

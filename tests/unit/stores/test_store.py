@@ -1,18 +1,36 @@
 """What every store promises; each kind is held to it."""
 
+import random
 from collections.abc import Callable
-from uuid import uuid4
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid1, uuid4
 
 import anyio
 import pytest
 
-from helpers.stores import LAYER, MANIFEST, describe, id_at, ids, put, read_file, upload_files
+from helpers.stores import (
+    LAYER,
+    MANIFEST,
+    START_MS,
+    describe,
+    id_at,
+    ids,
+    put,
+    put_foreign,
+    put_raw,
+    read_file,
+    stored,
+    upload_files,
+    write_file,
+)
 from sandpoint.errors import (
     BackupIntegrityError,
     BackupNotFoundError,
     InvalidBackupConfigError,
     StoreUnavailableError,
 )
+from sandpoint.models import StoredFile
 from sandpoint.stores import Store
 from sandpoint.stores.base import Position, time_of
 
@@ -33,7 +51,7 @@ async def test_an_empty_store_is_no_error(store: Store) -> None:
 async def test_a_backup_is_read_as_it_was_written(store: Store) -> None:
     written = await put(store, FIRST, name="n", description="two\nlines", metadata={"k": "v"}, excludes=("*.log",))
     assert await store.read(FIRST) == written
-    assert read_file(store, [*written.layers, *written.manifests]) == [LAYER, MANIFEST]
+    assert read_file(store, written.files) == [MANIFEST, LAYER]
 
 
 async def test_a_backup_is_there_when_it_is_committed_and_not_before(store: Store) -> None:
@@ -52,6 +70,22 @@ async def test_an_abandoned_backup_leaves_nothing(store: Store) -> None:
     assert await store.reclaim() == ([], 0)
     with pytest.raises(FileNotFoundError):
         read_file(store, describe(FIRST, upload).layers)
+
+
+async def test_a_large_file_arrives_whole(store: Store) -> None:
+    content = random.Random(3).randbytes(33 << 20)
+    upload = await store.begin(FIRST)
+    await write_file(store, upload.layer_key, content)
+    await write_file(store, upload.manifest_key, MANIFEST)
+    await store.commit(describe(FIRST, upload, layers=(stored(upload.layer_key, content),)))
+    assert read_file(store, (await store.read(FIRST)).layers) == [content]
+
+
+async def test_a_large_file_of_an_abandoned_backup_leaves_nothing(store: Store) -> None:
+    upload = await store.begin(FIRST)
+    await store.grant_put(upload.layer_key, StoredFile(size=33 << 20, sha256="0" * 64))
+    await store.abandon(FIRST)
+    assert await store.reclaim() == ([], 0)
 
 
 async def test_a_committed_backup_cannot_be_abandoned(store: Store) -> None:
@@ -118,6 +152,87 @@ async def test_ids_without_a_time_are_placed_by_their_metadata(store: Store) -> 
     assert await ids(store) == [other, id_at(1)]
     assert await ids(store, Position.of(written)) == [id_at(1)]
     assert await ids(store, Position.of(old)) == []
+
+
+def looks_made_at(ms: int) -> str:
+    """Return an id of another version whose first digits are a time by chance."""
+    return str(UUID(int=ms << 80 | 12345, version=4))
+
+
+async def test_ids_that_look_like_a_time_by_chance_are_in_its_place_unless_they_are_older(store: Store) -> None:
+    for second in range(0, 50, 10):
+        await put(store, id_at(second))
+    old, older = looks_made_at(START_MS + 15_000), looks_made_at(START_MS + 35_000)
+    await put(store, old, created_at=datetime.fromtimestamp(START_MS / 1000 + 900, UTC))
+    await put(store, older, created_at=datetime.fromtimestamp(START_MS / 1000 + 5, UTC))
+    expected = [id_at(40), id_at(30), id_at(20), old, id_at(10), older, id_at(0)]
+    assert await ids(store) == expected
+    for number, backup_id in enumerate(expected):
+        assert await ids(store, Position.of(await store.read(backup_id))) == expected[number + 1 :]
+
+
+async def test_ids_of_wrong_clocks_are_listed_in_their_order(store: Store) -> None:
+    past, future, far = (str(UUID(int=ms << 80 | 7 << 76 | 2 << 62)) for ms in (1000, START_MS * 2, 1 << 47))
+    for backup_id in (FIRST, far, past, future):
+        await put(store, backup_id)
+    assert await ids(store) == [far, future, FIRST, past]
+    assert await ids(store, Position.of(await store.read(future))) == [FIRST, past]
+
+
+async def test_however_few_are_asked_for_at_a_time_all_are_listed(store: Store) -> None:
+    for number in range(7):
+        await put(store, id_at(number))
+    expected = [id_at(number) for number in reversed(range(7))]
+    for about in (1, 3, 7, 100):
+        assert [metadata.id async for metadata in store.newest(about=about)] == expected
+
+
+# -- foreign backups --
+
+
+@pytest.mark.parametrize("created", ["2026-11-01T02:03:04.567Z", 1_793_498_584_567])
+async def test_a_foreign_backup_is_read(store: Store, created: object) -> None:
+    foreign = str(uuid4())
+    await put_foreign(store, foreign, createdAt=created, name="n", extra={"anything": 1})
+    found = await store.read(foreign)
+    assert (found.is_foreign, found.dir, found.name, found.kind) == (True, "/workspace", "n", "full")
+    assert found.created_at == datetime(2026, 11, 1, 2, 3, 4, 567_000, UTC)
+    assert found.expires_at == found.created_at + timedelta(days=3)
+    assert found.manifests == ()
+    assert [(layer.size, layer.sha256) for layer in found.layers] == [(len(LAYER), None)]
+    assert read_file(store, found.layers) == [LAYER]
+
+
+async def test_foreign_backups_are_listed_among_ours_and_hidden(store: Store) -> None:
+    foreign = [str(uuid4()), str(uuid1()), id_at(3)]
+    for second, backup_id in zip((1, 2, 3), foreign, strict=True):
+        await put_foreign(store, backup_id, createdAt=START_MS + second * 1000)
+    await put(store, id_at(0))
+    await put(store, id_at(4))
+    assert await ids(store) == [id_at(4), *foreign[::-1], id_at(0)]
+    await store.hide(foreign[0])
+    assert await store.reclaim() == ([foreign[0]], len(LAYER))
+    assert await ids(store) == [id_at(4), foreign[2], foreign[1], id_at(0)]
+
+
+@pytest.mark.parametrize(
+    "change", [{"sizeBytes": -1}, {"createdAt": "x"}, {"createdAt": 1e300}, {"ttl": 0}, {"dir": 1}]
+)
+async def test_a_damaged_foreign_backup_is_passed_over(store: Store, change: dict[str, Any]) -> None:
+    foreign = str(uuid4())
+    await put_foreign(store, foreign, **change)
+    await put(store, FIRST)
+    with pytest.raises(BackupIntegrityError, match=f"the metadata of backup {foreign} is damaged: "):
+        await store.read(foreign)
+    assert await ids(store) == [FIRST]
+
+
+async def test_what_is_not_ours_is_neither_listed_nor_removed(store: Store) -> None:
+    await put(store, FIRST)
+    for key in ("backups/notes.txt", f"backups/{SECOND.upper().replace('0', 'A')}/x", "backups/zzz/meta.json"):
+        await put_raw(store, key, b"mine")
+    assert await ids(store) == [FIRST]
+    assert await store.reclaim() == ([], 0)
 
 
 async def test_the_first_moment_is_a_time_too(store: Store) -> None:
