@@ -9,7 +9,7 @@ import pytest
 
 from helpers.s3 import S3Server
 from helpers.stores import describe, ids, put, put_foreign, upload_files
-from sandpoint.errors import InvalidBackupConfigError, StoreUnavailableError
+from sandpoint.errors import BackupIntegrityError, InvalidBackupConfigError, StoreUnavailableError
 from sandpoint.models import LifecycleRule
 from sandpoint.stores.s3 import S3Store
 
@@ -107,3 +107,32 @@ async def test_a_server_that_knows_no_rules_is_said(s3: S3Store, monkeypatch: py
     monkeypatch.setattr(s3._bucket.client, "get_bucket_lifecycle_configuration", refuse)
     with pytest.raises(StoreUnavailableError, match="the server cannot do that"):
         await s3.lifecycle()
+
+
+async def test_a_backup_that_the_rules_would_cut_short_is_refused(open_s3: OpenS3, bucket: str) -> None:
+    await open_s3(f"s3://{bucket}/p").apply_lifecycle(5)
+    backup_id, _ = made(0)
+    for prefix in ("p", "another"):
+        store = open_s3(f"s3://{bucket}/{prefix}")
+        if prefix == "p":
+            with pytest.raises(InvalidBackupConfigError, match=r"^ttl: .* after 5 days; use at most 432000"):
+                await store.begin(backup_id, ttl=5 * 86_400 + 1)
+        else:
+            await store.begin(backup_id, ttl=5 * 86_400 + 1)
+        await store.abandon(backup_id)
+        await store.begin(backup_id, ttl=5 * 86_400)
+        await store.abandon(backup_id)
+        assert await store.reclaim() == ([], 0)
+
+
+async def test_nothing_is_built_on_what_the_rules_remove_before_its_time(open_s3: OpenS3, bucket: str) -> None:
+    old, created = made(1)
+    new, _ = made(0)
+    store = open_s3(f"s3://{bucket}/p")
+    parent = await put(store, old, **living(created, 2))
+    await store.apply_lifecycle(5)
+    other = open_s3(f"s3://{bucket}/p")
+    await other.begin(new, parent.layers, ttl=4 * 86_400 - 60)
+    await other.abandon(new)
+    with pytest.raises(BackupIntegrityError, match="by its rules the bucket removes"):
+        await other.begin(new, parent.layers, ttl=4 * 86_400 + 60)
