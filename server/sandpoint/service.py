@@ -382,8 +382,9 @@ class BackupService:
 
     async def _contents(self, metadata: BackupMetadata, report: Report) -> StoredBackup:
         """Return what a backup consists of, with leave to read it; during a turn."""
-        if metadata.is_foreign:
-            return await self._adopt(metadata, report)
+        return await self._adopt(metadata, report) if metadata.is_foreign else self._granted(metadata)
+
+    def _granted(self, metadata: BackupMetadata) -> StoredBackup:
         return StoredBackup(
             manifests=tuple(map(self._source, metadata.manifests)), layers=tuple(map(self._source, metadata.layers))
         )
@@ -413,6 +414,8 @@ class BackupService:
             return _planned(metadata.id, path, options, changes)
         way_back = await self._keep_way_back(metadata, comparison, report) if options.undo else None
         undo_id = None if way_back is None else way_back.backup.id
+        if way_back is not None and not metadata.is_foreign:  # it may have taken longer than grants last
+            comparison = _comparison(metadata, self._granted(metadata), path, options.paths)
         applied = await self._apply(metadata.id, comparison, options.mode, way_back, report)
         if way_back is not None and not _is_needed(way_back, applied, metadata):
             await self._forget(way_back)

@@ -71,6 +71,7 @@ def _restore_copy(request: ApplyRequest, state: State, monitor: Monitor) -> Appl
         captured_as = () if on_overlays else request.captured_as
         compared = compare_with(request, backup, place, chain, state, monitor, captured_as=captured_as)
         refuse_conflicts(compared)
+        monitor.progress("fetching", 0)
         layers()
 
         def fill(tree: str) -> None:
@@ -96,6 +97,7 @@ def _restore_overlay(request: ApplyRequest, state: State, kind: overlays.Kind | 
     if kind is None:
         _, reason = overlays.available_kind(state, in_turn=True)
         raise BackupRestoreError(f"this machine cannot mount overlays ({reason}); use mode 'copy'")
+    monitor.progress("fetching", 0)
     manifests = transfer.fetch_all(request.manifests, state, monitor.check)
     with open(manifests[-1], "rb") as file:
         header = read_header(file)
