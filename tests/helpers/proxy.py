@@ -45,16 +45,28 @@ class Fault(Enum):
     ERROR_503 = auto()
     """The same: `SlowDown`."""
 
+    REFUSE = auto()
+    """Answered with the error that is named; the server does not hear of it."""
+
     FLIP_REQUEST = auto()
     """One bit of the request's body is another."""
 
     FLIP_ANSWER = auto()
-    """One bit of the answer's body is another."""
+    """One bit of the answer's body is another: in its middle, or in the text that is named."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error as S3 tells it."""
+
+    status: str
+    code: str
+    message: str = "It is refused."
 
 
 _ERRORS = {
-    Fault.ERROR_500: ("500 Internal Server Error", "InternalError", "We encountered an internal error."),
-    Fault.ERROR_503: ("503 Slow Down", "SlowDown", "Please reduce your request rate."),
+    Fault.ERROR_500: Refusal("500 Internal Server Error", "InternalError", "We encountered an internal error."),
+    Fault.ERROR_503: Refusal("503 Slow Down", "SlowDown", "Please reduce your request rate."),
 }
 _HALF_ANSWERS = {Fault.CUT_ANSWER, Fault.STALL_ANSWER}
 _NEED_BODY = {Fault.CUT_REQUEST: "request", Fault.FLIP_REQUEST: "request", Fault.FLIP_ANSWER: "answer"}
@@ -85,6 +97,8 @@ class Rule:
     when: Callable[[Request], bool]
     after: int
     times: int | None
+    refusal: Refusal | None = None
+    text: bytes = b""
     hits: int = 0
     """How many it has met."""
 
@@ -174,7 +188,14 @@ class Proxy:
         os.close(self._stopped)
 
     def fail(
-        self, fault: Fault, *, when: Callable[[Request], bool] = lambda _: True, after: int = 0, times: int | None = 1
+        self,
+        fault: Fault,
+        *,
+        when: Callable[[Request], bool] = lambda _: True,
+        after: int = 0,
+        times: int | None = 1,
+        refusal: Refusal | None = None,
+        text: bytes = b"",
     ) -> Rule:
         """Break requests from now on.
 
@@ -183,8 +204,10 @@ class Proxy:
             when: Which they are.
             after: So many of these pass first.
             times: How many it meets; None is all.
+            refusal: What `REFUSE` answers.
+            text: In which `FLIP_ANSWER` flips a bit; an answer without it passes whole.
         """
-        rule = Rule(fault, when, after, times)
+        rule = Rule(fault, when, after, times, refusal or _ERRORS.get(fault), text)
         with self._lock:
             self._rules.append(rule)
         return rule
@@ -245,17 +268,18 @@ class Proxy:
     def _exchange(self, client: socket.socket, asked: BinaryIO) -> bool:
         """Pass on a request and its answer; return whether the connection goes on."""
         head = _read_head(asked)
-        request, fault = self._note(head)
+        request, rule = self._note(head)
+        fault = rule.fault if rule else None
         if fault is Fault.DROP:
             return False
         if fault is Fault.STALL:
             return self._hold(client)
         if head.field("expect"):
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if fault in _ERRORS:
+        if rule and rule.refusal:
             for _ in _body(asked, head, is_answer=False):
                 pass
-            client.sendall(_error(fault, with_body=request.method != "HEAD"))
+            client.sendall(_error(rule.refusal, with_body=request.method != "HEAD"))
             return True
         with self._kept(socket.create_connection(self.server)) as server, server.makefile("rb") as answered:
             self._pass_request(asked, head, server, fault)
@@ -264,10 +288,10 @@ class Proxy:
             answer = _read_answer_head(answered)
             if fault is Fault.LOSE_ANSWER:
                 return False
-            is_open = self._pass_answer(answer, answered, client, request, fault)
+            is_open = self._pass_answer(answer, answered, client, request, rule)
             return is_open and head.field("connection") != "close"
 
-    def _note(self, head: _Head) -> tuple[Request, Fault | None]:
+    def _note(self, head: _Head) -> tuple[Request, Rule | None]:
         method, target, _ = head.lines[0].decode("latin-1").split(" ", 2)
         parts = urlsplit(target)
         names = frozenset(name for name, _ in parse_qsl(parts.query, keep_blank_values=True))
@@ -276,7 +300,7 @@ class Proxy:
                 len(self._requests) + 1, method, unquote(parts.path), names, head.field("range"), head.length
             )
             self._requests.append(request)
-            return request, next((rule.fault for rule in self._rules if rule.meets(request)), None)
+            return request, next((rule for rule in self._rules if rule.meets(request)), None)
 
     def _pass_request(self, asked: BinaryIO, head: _Head, server: socket.socket, fault: Fault | None) -> None:
         blocks = _body(asked, head, is_answer=False)
@@ -290,9 +314,10 @@ class Proxy:
             is_heard = is_heard and _send(server, block)
 
     def _pass_answer(
-        self, head: _Head, answered: BinaryIO, client: socket.socket, request: Request, fault: Fault | None
+        self, head: _Head, answered: BinaryIO, client: socket.socket, request: Request, rule: Rule | None
     ) -> bool:
         """Return whether the client may ask for more on its connection."""
+        fault = rule.fault if rule else None
         status = int(head.lines[0].split()[1])
         is_empty = request.method == "HEAD" or status in {204, 304} or head.length == 0
         self._check(fault, "answer", has_body=not is_empty)
@@ -300,8 +325,8 @@ class Proxy:
             client.sendall(head.lines[0][:8] if fault in _HALF_ANSWERS else head.raw())
             return self._end(client, fault) and head.field("connection") != "close"
         blocks = _body(answered, head, is_answer=True)
-        if fault is Fault.FLIP_ANSWER:
-            blocks = _flipped(blocks)
+        if rule and fault is Fault.FLIP_ANSWER:
+            blocks = _flipped(blocks, rule.text)
         if fault in _HALF_ANSWERS:
             blocks = _halved(blocks, head.length)
         client.sendall(head.raw())
@@ -337,11 +362,13 @@ def _send(to: socket.socket, block: bytes) -> bool:
     return True
 
 
-def _error(fault: Fault, *, with_body: bool) -> bytes:
-    status, code, message = _ERRORS[fault]
-    text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
+def _error(refusal: Refusal, *, with_body: bool) -> bytes:
+    text = (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f"<Error><Code>{refusal.code}</Code><Message>{refusal.message}</Message></Error>"
+    )
     body = text.encode() if with_body else b""
-    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"HTTP/1.1 {refusal.status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -408,14 +435,14 @@ def _chunks(stream: BinaryIO) -> _Blocks:
         yield line, False
 
 
-def _flipped(blocks: _Blocks) -> _Blocks:
-    """Flip a bit in the middle of the first block."""
+def _flipped(blocks: _Blocks, text: bytes = b"") -> _Blocks:
+    """Flip a bit in the middle of a text, or of the first block."""
     is_done = False
     for block, is_own in blocks:
-        if is_own and not is_done:
+        at = block.find(text) + len(text) // 2 if text else len(block) // 2
+        if is_own and not is_done and text in block:
             is_done = True
-            middle = len(block) // 2
-            yield block[:middle] + bytes([block[middle] ^ 1]) + block[middle + 1 :], is_own
+            yield block[:at] + bytes([block[at] ^ 1]) + block[at + 1 :], is_own
         else:
             yield block, is_own
 

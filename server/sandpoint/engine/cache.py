@@ -25,8 +25,6 @@ _LOCK = ".lock"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _POLL_S = 0.02
 _PARTIAL_ENDS_S = 3600
-_FETCHES = 2
-"""Of a file whose digest is not the one it should have: what came may have been damaged on its way."""
 
 
 def add(state: State, path: str, stored: StoredFile) -> None:
@@ -79,12 +77,12 @@ def _is_whole(path: str, source: Source, state: State, check: Check, *, reread: 
 def _fill(path: str, source: Source, state: State, check: Check) -> None:
     partial = f"{path}.partial"
     try:
-        for attempt in range(1, _FETCHES + 1):
+        for attempt in range(1, remote.READS + 1):
             found = _download(source, partial, state, check)
             if found == source.sha256:
                 break
             _remove_partial(partial)
-            if attempt == _FETCHES:
+            if attempt == remote.READS:
                 raise altered(remote.name_of(source.grant))
         os.rename(partial, path)
         note_checked(path, source, state)

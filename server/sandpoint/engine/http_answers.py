@@ -42,6 +42,9 @@ _MEANING = {
     "SignatureDoesNotMatch": "it refuses the grant's signature: the secret key is wrong, or a proxy alters requests",
     "XMinioStorageFull": _FULL,
 }
+_AGAIN = frozenset({"ExpiredToken", "NoSuchUpload", "RequestExpired"})
+"""Those that a new grant helps against."""
+
 _MEANING_OF_STATUS = {404: "it is not there", 412: "there is such a file already", 507: _FULL}
 
 
@@ -74,7 +77,7 @@ def refusal(answer: BaseHTTPResponse, line: Line) -> Exception:
         code = "RequestExpired"
     meaning = _MEANING_OF_STATUS.get(status, "") if code not in _MEANING else _MEANING[code]
     kind = MissingError if status == 404 and code in {"", "NoSuchKey"} else LastingError
-    return kind(f"{said}: {meaning}" if meaning else said)
+    return kind(f"{said}: {meaning}" if meaning else said, again=code in _AGAIN)
 
 
 def _read_body(answer: BaseHTTPResponse, line: Line) -> bytes:

@@ -31,7 +31,10 @@ class PassingError(Exception):
 
 
 class LastingError(Exception):
-    """What need not be tried again; the message says why."""
+    """What the same request need not be tried again for; the message says why, and whether the operation may be."""
+
+    def __init__(self, message: str, *, again: bool = False) -> None:
+        super().__init__(f"{message}; {'try again' if again else 'to try again as it is will not help'}")
 
 
 class StoppedError(Exception):

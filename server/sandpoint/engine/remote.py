@@ -10,6 +10,9 @@ from sandpoint.engine.relay import Relay
 from sandpoint.engine.tools import Check
 from sandpoint.models import CachedGrant, GetGrant, MultipartGrant, PathGrant, PutGrant, ReadGrant, RelayGrant
 
+READS = 2
+"""Of a file whose digest is not the one it should have: what came may have been damaged on its way."""
+
 
 def upload(
     path: str, grant: PutGrant | MultipartGrant | RelayGrant, relay: Relay | None, check: Check

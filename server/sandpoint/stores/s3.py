@@ -6,6 +6,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -109,7 +110,8 @@ class S3Store:
             self._check_there(needs)
         except BackupIntegrityError:
             self._leases.pop(backup_id)
-            self._markers.end([backup_id])
+            with suppress(StoreUnavailableError):  # what failed first is the news; the marker ends by itself
+                self._markers.end([backup_id])
             raise
         self._check_unused(backup_id)
         return Upload(layer_key=key_of(backup_id, LAYER_NAME), manifest_key=key_of(backup_id, MANIFEST_NAME))

@@ -1,7 +1,10 @@
 """One bucket, below one prefix: the few requests that the store makes, with errors that say what was tried."""
 
+import base64
+import hashlib
+import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -20,6 +23,11 @@ _Result = TypeVar("_Result")
 
 _DELETED_AT_ONCE = 1000
 """As many as one request may name."""
+
+_READS = 3
+"""Of a small file that arrives damaged, or not to its end: the client itself tries again only before that."""
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,20 @@ class Bucket:
         from botocore.exceptions import ClientError
 
         with self.trying(f"read {key}"):
-            try:
-                answer = self.client.get_object(**self.at(key))
-            except ClientError as error:
-                if code_of(error) == "NoSuchKey":
-                    return None
-                raise
-            with closing(answer["Body"]) as body:
-                return body.read(limit)
+            for _ in range(_READS):
+                try:
+                    answer = self.client.get_object(**self.at(key))
+                except ClientError as error:
+                    if code_of(error) == "NoSuchKey":
+                        return None
+                    raise
+                content = _arrived(answer, limit)
+                if content is not None:
+                    return content
+        raise StoreUnavailableError(
+            f"cannot read {key} in {self.connection.place}: it arrived damaged {_READS} times; check the network. "
+            "Try again"
+        )
 
     def head(self, key: str) -> Head | None:
         """Return what the server says of a file, None if it is not there."""
@@ -97,13 +111,12 @@ class Bucket:
                     # Such an answer has no body to say why: ask for one that has.
                     self.client.get_object(**self.at(key), Range="bytes=0-0")["Body"].close()
                 raise
-        is_opaque = answer.get("ServerSideEncryption") == "aws:kms" or "SSECustomerAlgorithm" in answer
         digest = answer.get("ChecksumSHA256")
         return Head(
             size=answer["ContentLength"],
             etag=answer.get("ETag", "").strip('"'),
             digest=digest if digest and "-" not in digest else None,
-            is_md5=not is_opaque,
+            is_md5=_has_md5(answer),
         )
 
     def size(self, key: str) -> int | None:
@@ -114,7 +127,7 @@ class Bucket:
     def put(self, key: str, content: bytes) -> None:
         """Write a small file, over what may be there."""
         with self.trying(f"write {key}"):
-            self.client.put_object(**self.at(key), Body=content)
+            self.client.put_object(**self.at(key), Body=content, ContentMD5=md5_of(content))
 
     def put_new(self, key: str, content: bytes) -> bool:
         """Write a small file unless it is there; return whether it was written.
@@ -125,7 +138,7 @@ class Bucket:
 
         with self.trying(f"write {key}"):
             try:
-                self.client.put_object(**self.at(key), Body=content, IfNoneMatch="*")
+                self.client.put_object(**self.at(key), Body=content, ContentMD5=md5_of(content), IfNoneMatch="*")
             except ClientError as error:
                 # 409: somebody else writes it just now.
                 if status_of(error) in {409, 412}:
@@ -204,6 +217,9 @@ class Bucket:
                 if code_of(error) == "NoSuchUpload":
                     return False
                 raise
+        # Where the answer to the request that began it was lost, the client began another one.
+        for _, other in self.uploads(key):
+            self.abort_upload(key, other)
         return True
 
     def abort_upload(self, key: str, upload_id: str) -> None:
@@ -234,6 +250,35 @@ class Bucket:
                 if code_of(error) != "NotImplemented":  # then the server has a rule of its own for them
                     raise
         return found
+
+
+def md5_of(content: bytes) -> str:
+    """Return what goes with a request, so that the server refuses what is altered on its way."""
+    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+
+
+def _has_md5(answer: Mapping[str, Any]) -> bool:
+    """Whether the ETag of a file that was written as a whole is its MD5."""
+    is_kms = answer.get("ServerSideEncryption", "").startswith("aws:kms")
+    return not is_kms and "SSECustomerAlgorithm" not in answer
+
+
+def _arrived(answer: Mapping[str, Any], limit: int) -> bytes | None:
+    """Return the beginning of a file, None if it is not what the server sent."""
+    from botocore.exceptions import BotoCoreError, HTTPClientError
+
+    with closing(answer["Body"]) as body:
+        try:
+            content: bytes = body.read(limit)
+        except (BotoCoreError, HTTPClientError):
+            return None
+    if len(content) != min(limit, answer["ContentLength"]):
+        return None
+    etag = answer.get("ETag", "").strip('"')
+    is_whole = len(content) == answer["ContentLength"]
+    if is_whole and _has_md5(answer) and _MD5.fullmatch(etag):
+        return content if hashlib.md5(content, usedforsecurity=False).hexdigest() == etag else None
+    return content
 
 
 def side_by_side(function: Callable[[_Item], _Result], items: Collection[_Item]) -> list[_Result]:

@@ -61,7 +61,7 @@ def connect(connection: Connection) -> "S3Client":
         read_timeout=READ_TIMEOUT_S,
         max_pool_connections=WORKERS,
     )
-    with mapped(connection, "connect"):
+    with mapped(connection, "ask for anything"):
         try:
             session = boto3.session.Session(
                 aws_access_key_id=connection.access_key_id,
@@ -109,6 +109,7 @@ _SKEWED = _Cause("this machine's clock is wrong", "set it (by NTP): requests are
 _ELSEWHERE = _Cause("the bucket is in another region", "set AWS_REGION to the bucket's own")
 _FULL = _Cause("the storage is full", "make room ('sandpoint prune') or raise the quota")
 _BUSY = _Cause("the server is busy or failing", "nothing is wrong with the settings", again=True)
+_ALTERED = _Cause("the request was damaged on its way", "check the network", again=True)
 _MISSING_BUCKET = _Cause("there is no such bucket", "make it, or put its name right in SANDPOINT_STORE")
 
 _BY_CODE = {
@@ -139,6 +140,10 @@ _BY_CODE = {
     "ServiceUnavailable": _BUSY,
     "InternalError": _BUSY,
     "RequestTimeout": _BUSY,
+    "BadDigest": _ALTERED,
+    "XAmzContentSHA256Mismatch": _ALTERED,
+    "IncompleteBody": _ALTERED,
+    "MalformedXML": _ALTERED,
     "Throttling": _BUSY,
     "TooManyRequests": _BUSY,
 }
@@ -154,11 +159,14 @@ _UNTRUSTED = _Cause(
 )
 _NO_KEYS = _Cause("there are no credentials", _KEYS, is_config=True)
 _NO_REGION = _Cause("no region is set", "set AWS_REGION", is_config=True)
+_HALF_A_KEY = _Cause("one half of the credentials is missing", _KEYS, is_config=True)
 _NO_PROFILE = _Cause("the settings of AWS's tools are not usable", "see AWS_PROFILE and ~/.aws/config", is_config=True)
+_BAD_SETTING = _Cause("a setting of AWS's tools is not usable", "see AWS_CA_BUNDLE and ~/.aws/config", is_config=True)
+_GARBLED = _Cause("its answer was damaged on its way", "check the network", again=True)
 
 _BY_TYPE = {
     "NoCredentialsError": _NO_KEYS,
-    "PartialCredentialsError": _NO_KEYS,
+    "PartialCredentialsError": _HALF_A_KEY,
     "CredentialRetrievalError": _Cause("no credentials can be had", _KEYS, again=True),
     "MetadataRetrievalError": _Cause("no credentials can be had", _KEYS, again=True),
     "TokenRetrievalError": _ENDED,
@@ -169,7 +177,7 @@ _BY_TYPE = {
     "ProfileNotFound": _NO_PROFILE,
     "ConfigParseError": _NO_PROFILE,
     "ConfigNotFound": _NO_PROFILE,
-    "InvalidConfigError": _NO_PROFILE,
+    "InvalidConfigError": _BAD_SETTING,
     "InvalidDefaultsMode": _NO_PROFILE,
     "InvalidRetryConfigurationError": _NO_PROFILE,
     "InvalidRetryModeError": _NO_PROFILE,
@@ -187,6 +195,8 @@ _BY_TYPE = {
     "ResponseStreamingError": _OFFLINE,
     "IncompleteReadError": _OFFLINE,
     "HTTPClientError": _OFFLINE,
+    "HTTPError": _OFFLINE,
+    "ResponseParserError": _GARBLED,
 }
 """By the client's own error, or one that it is a kind of."""
 
@@ -207,10 +217,12 @@ def mapped(connection: Connection, action: str) -> Iterator[None]:
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError  # of an answer that tells an error, and breaks off
 
     try:
         yield
-    except (BotoCoreError, ClientError, HTTPClientError, Boto3Error) as error:
+    except (BotoCoreError, ClientError, HTTPClientError, Boto3Error, ResponseParserError, HTTPError) as error:
         # Without the cause, whose text and request may hold a signature.
         raise _explained(error, connection, action) from None
 

@@ -110,7 +110,8 @@ class Markers:
 
     def writers(self) -> Writers:
         """Return who writes."""
-        ids = [name for found in self._bucket.files(INCOMING) if id_in(name := found.key.removeprefix(INCOMING))]
+        # Twice: a name may be altered on its way, and a writer who is missed loses its files.
+        ids = {name for _ in range(2) for found in self._bucket.files(INCOMING) if (name := _writer_of(found.key))}
         markers = dict(zip(ids, side_by_side(self._read, ids), strict=True))
         now = datetime.now(UTC)
         alive = {backup_id: marker for backup_id, marker in markers.items() if marker and marker.until > now}
@@ -175,6 +176,10 @@ class Doom:
         """
         if _clock() - self._since > 0.9 * DOOM_S:
             raise StoreUnavailableError("it took too long to see which files are needed: some are left; try again")
+
+
+def _writer_of(key: str) -> str | None:
+    return id_in(key.removeprefix(INCOMING))
 
 
 def _doomed_id(key: str) -> str:

@@ -12,7 +12,7 @@ from typing import IO, Any
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import GetGrant, MultipartGrant, PutGrant, SentFile, StoredFile
-from sandpoint.stores.s3_bucket import Bucket, Head
+from sandpoint.stores.s3_bucket import Bucket, Head, md5_of
 from sandpoint.stores.s3_client import ATTEMPTS, code_of
 
 WHOLE_BYTES = 16 << 20
@@ -169,7 +169,7 @@ class S3Relay:
 
     def _put(self, key: str, content: bytes) -> None:
         with self._bucket.trying(f"write {key}"):
-            self._bucket.client.put_object(**self._bucket.at(key), Body=content, ContentMD5=_md5(content))
+            self._bucket.client.put_object(**self._bucket.at(key), Body=content, ContentMD5=md5_of(content))
 
     def _put_parts(self, key: str, upload_id: str, file: IO[bytes], size: int, check: Check) -> list[str]:
         length = part_bytes(size)
@@ -182,7 +182,7 @@ class S3Relay:
                     UploadId=upload_id,
                     PartNumber=number,
                     Body=content,
-                    ContentMD5=_md5(content),
+                    ContentMD5=md5_of(content),
                 )
             etags[number] = answer["ETag"]
 
@@ -204,7 +204,3 @@ def _await(running: set[Future[None]], check: Check) -> set[Future[None]]:
     for part in done:
         part.result()
     return left
-
-
-def _md5(content: bytes) -> str:
-    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
