@@ -431,10 +431,14 @@ class Adopted(Strict):
 
 
 class StoredBackup(Strict):
-    """What a backup consists of, with leave to read it: that of the full one it is built on first."""
+    """What a backup consists of, with leave to read it: that of the full one it is built on first.
+
+    `whole_seconds`: its times are no finer, as those of an archive that another program made.
+    """
 
     manifests: tuple[Source, ...]
     layers: tuple[Source, ...]
+    whole_seconds: bool = False
 
 
 class ReadRequest(StoredBackup):

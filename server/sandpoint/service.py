@@ -393,12 +393,13 @@ class BackupService:
         """Make a layer and a manifest of our own of what another program wrote; they last for the turn."""
         (archive,) = metadata.layers
         request = AdoptRequest(size=archive.size, grant=self._store.grant_get(archive))
-        adopted = await self._sandbox.adopt(request, report)
+        async with self._unless_gone(metadata):
+            adopted = await self._sandbox.adopt(request, report)
         manifest, layer = (
             Source(size=each.size, sha256=each.sha256, grant=CachedGrant())
             for each in (adopted.manifest, adopted.layer)
         )
-        return StoredBackup(manifests=(manifest,), layers=(layer,))
+        return StoredBackup(manifests=(manifest,), layers=(layer,), whole_seconds=True)
 
     def _source(self, stored: StoredLayer) -> Source:
         assert stored.sha256 is not None, "only foreign backups have no digests"
@@ -408,6 +409,12 @@ class BackupService:
         self, path: str, metadata: BackupMetadata, contents: StoredBackup, options: BringBackOptions, report: Report
     ) -> RestoreResult:
         """Bring a backup back to one directory, during a turn."""
+        async with self._unless_gone(metadata):
+            return await self._bring_back(path, metadata, contents, options, report)
+
+    async def _bring_back(
+        self, path: str, metadata: BackupMetadata, contents: StoredBackup, options: BringBackOptions, report: Report
+    ) -> RestoreResult:
         comparison = _comparison(metadata, contents, path, options.paths)
         if options.dry_run:
             changes = await self._sandbox.compare(comparison, report)
@@ -447,6 +454,21 @@ class BackupService:
     async def _may_use(self, metadata: BackupMetadata) -> bool:
         """Whether a backup holds nothing of this sandbox but what may be read here; paths in others mean nothing."""
         return self._sandbox.is_allowed(metadata.dir) or metadata.sandbox_id != await self._sandbox.id()
+
+    @asynccontextmanager
+    async def _unless_gone(self, *used: BackupMetadata | None) -> AsyncIterator[None]:
+        """Say of a backup that is damaged because somebody deleted it meanwhile that it is gone.
+
+        Raises:
+            BackupNotFoundError: That is so.
+        """
+        try:
+            yield
+        except BackupIntegrityError:
+            for metadata in used:
+                if metadata is not None:
+                    await self._store.read(metadata.id)
+            raise
 
     async def _restorable(self, backup_id: str) -> BackupMetadata:
         metadata = await self._read(backup_id)
@@ -597,7 +619,7 @@ class BackupService:
         report = report or _silent
         metadata = await self._read(options.backup_id)
         other = None if options.other_id is None else await self._read(options.other_id)
-        async with self._sandbox.turn():
+        async with self._sandbox.turn(), self._unless_gone(metadata, other):
             older, newer = await self._sides(options, metadata, other, report)
             if newer is not None:
                 return await self._sandbox.compare_backups(older, newer, report)
@@ -643,7 +665,7 @@ class BackupService:
         metadata = await self._restorable(options.backup_id)
         other = None if options.other_id is None else await self._restorable(options.other_id)
         report = report or _silent
-        async with self._sandbox.turn():
+        async with self._sandbox.turn(), self._unless_gone(metadata, other):
             older, newer = await self._sides(options, metadata, other, report)
             return await self._sandbox.compare_contents(older, newer, options.max_bytes, report)
 
@@ -666,7 +688,7 @@ class BackupService:
         options = check_options(ReadOptions, {"backup_id": backup_id, "path": path})
         metadata = await self._restorable(options.backup_id)
         report = report or _silent
-        async with self._sandbox.turn():
+        async with self._sandbox.turn(), self._unless_gone(metadata):
             await self._restorable(metadata.id)  # it may have gone while others had their turn
             request = ReadRequest(**dict(await self._contents(metadata, report)), path=options.path)
             return await self._sandbox.open_file(request, report)

@@ -69,8 +69,12 @@ class BucketPlace(Place):
         for key in self.keys():
             if key.endswith("/meta.json"):
                 metadata = json.loads(self.content(key))
-                files = (*metadata["layers"], metadata["manifest"], *metadata["parentManifests"])
-                keys.update([key, *(file["key"] for file in files)])
+                keys.add(key)
+                if "formatVersion" in metadata:
+                    files = (*metadata["layers"], metadata["manifest"], *metadata["parentManifests"])
+                    keys.update(file["key"] for file in files)
+                else:  # another program's
+                    keys.add(key.replace("meta.json", "data.sqsh"))
         return keys
 
     def leftovers(self) -> list[str]:

@@ -153,6 +153,10 @@ class Proxy:
         self._is_stopping = False
         self.connections = 0
         """How many clients have opened."""
+        self.sent = 0
+        """Bytes of the bodies that the server was sent."""
+        self.received = 0
+        """Bytes of the bodies that it answered with."""
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -312,6 +316,8 @@ class Proxy:
         is_heard = _send(server, head.raw())
         for block, _ in blocks:  # to its end even if the server has heard enough: it has an answer then
             is_heard = is_heard and _send(server, block)
+            with self._lock:
+                self.sent += len(block)
 
     def _pass_answer(
         self, head: _Head, answered: BinaryIO, client: socket.socket, request: Request, rule: Rule | None
@@ -332,6 +338,8 @@ class Proxy:
         client.sendall(head.raw())
         for block, _ in blocks:
             client.sendall(block)
+            with self._lock:
+                self.received += len(block)
         is_framed = head.is_chunked or head.length is not None
         return self._end(client, fault) and is_framed and head.field("connection") != "close"
 

@@ -8,12 +8,23 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from helpers.place import Place, unmount_all
+from helpers.bucket import BucketPlace
+from helpers.place import Place, loops_in, unmount_all
+from helpers.s3 import S3Server
 from helpers.trees import Item, Listing, assert_same, in_whole_seconds, list_tree
+from sandpoint.engine.state import DEFAULT_CACHE_BYTES
 
 NAMES = ["a", "b", "c", "d e", "é", "new\nline", "#x", "-y"]
 
@@ -155,10 +166,13 @@ class Backups(RuleBasedStateMachine):
 
     @initialize(seeds=st.lists(st.integers(0, 2**32), min_size=5, max_size=25), layers=st.sampled_from([2, 3, 5, 16]))
     def build(self, seeds: list[int], layers: int) -> None:
-        self.place = Place(self.base, chain_layers=layers)
+        self.place = self.make_place(layers)
         self.place.tree.mkdir()
         for seed in seeds:
             change(self.place.tree, seed)
+
+    def make_place(self, layers: int) -> Place:
+        return Place(self.base, chain_layers=layers)
 
     def now(self) -> Listing:
         return list_tree(self.place.tree)
@@ -253,11 +267,46 @@ class Backups(RuleBasedStateMachine):
             shutil.rmtree(self.base)
 
 
-TestBackups = Backups.TestCase
-TestBackups.settings = settings(
+class BackupsInBucket(Backups):
+    """The same in a bucket, with a cache of what is in it."""
+
+    server: S3Server
+    budget: int
+
+    def make_place(self, layers: int) -> Place:
+        return BucketPlace(self.base, self.server, chain_layers=layers, cache_bytes=self.budget)
+
+    @invariant()
+    def the_cache_is_within_its_budget_but_for_what_is_mounted(self) -> None:
+        mounted = {os.path.basename(file) for file in loops_in(self.base)}
+        kept = [path for path in self.place.state.glob("cache/*") if path.suffix != ".lock"]
+        assert sum(path.stat().st_size for path in kept if path.name not in mounted) <= self.budget
+
+    def teardown(self) -> None:
+        try:
+            self.place.run(self.place.service.prune)
+            self.place.assert_clean()
+        finally:
+            super().teardown()
+
+
+SETTINGS = settings(
     max_examples=int(os.environ.get("CHAIN_EXAMPLES", "90")),
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],  # a step takes long: what fails is shown as it was found
 )
+
+TestBackups = Backups.TestCase
+TestBackups.settings = SETTINGS
+
+
+@pytest.mark.parametrize("cache_bytes", [DEFAULT_CACHE_BYTES, 6000, 0], ids=["all", "some", "nothing"])
+def test_backups_in_a_bucket_of_which_is_cached(s3_server: S3Server, cache_bytes: int) -> None:
+    class Machine(BackupsInBucket):
+        server = s3_server
+        budget = cache_bytes
+
+    examples = int(os.environ.get("BUCKET_EXAMPLES", "3"))
+    run_state_machine_as_test(Machine, settings=settings(SETTINGS, max_examples=examples, stateful_step_count=15))

@@ -40,9 +40,14 @@ def find_problem(result: "VerifyResult") -> Failure | None:
 
 
 def show_verified(result: "VerifyResult") -> None:
-    """Say that a backup is whole, or what is wrong with it."""
+    """Say that a backup is whole, as far as can be told, or what is wrong with it."""
     problem = find_problem(result)
-    if problem is None:
-        say(f"{result.id}: whole, {size(result.checked_bytes)} checked.")
-    else:
+    if problem is not None:
         show_failure(problem, as_json=False)
+    elif result.size_only:
+        say(
+            f"{result.id}: as large as it should be, {size(result.checked_bytes)}. No more than its size can be "
+            "compared: another program wrote it, and noted no digest."
+        )
+    else:
+        say(f"{result.id}: whole, {size(result.checked_bytes)} checked.")

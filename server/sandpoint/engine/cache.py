@@ -37,6 +37,11 @@ def add(state: State, path: str, stored: StoredFile) -> None:
         os.unlink(path)  # somebody has the same one in use
 
 
+def has(digest: str, state: State) -> bool:
+    """Whether a file is there, as it seems: only `fetch` can tell."""
+    return os.path.exists(_path(state, digest))
+
+
 def fetch(source: Source, state: State, check: Check, *, reread: bool) -> str:
     """Return the path of a file in the cache whose digest was checked, fetching it if it is not there.
 

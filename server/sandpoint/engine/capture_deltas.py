@@ -49,20 +49,36 @@ def capture_delta(request: CaptureRequest, place: Place, state: State, work: str
         known = index is not None and index.manifests == tuple(source.sha256 for source in parent.manifests)
         tree = index.tree if index is not None and known else transfer.fetch_manifest(parent.manifests, state, check)
         chain = Chain(lambda: transfer.fetch_all(parent.layers, state, check), tree, work, check)
-        made = _capture_since(request, tree, chain, place, state, monitor)
+        to_fetch = transfer.bytes_to_fetch(parent.layers, state)
+        made = _capture_since(request, tree, chain, place, state, monitor, to_fetch=to_fetch)
         return replace(made, tree=None) if known and made is not None and made.tree is tree else made
     except (BackupIntegrityError, StoreUnavailableError):
         return None  # nothing is built on what is damaged
 
 
 def _capture_since(
-    request: CaptureRequest, parent: Manifest, chain: Chain, place: Place, state: State, monitor: Monitor
+    request: CaptureRequest,
+    parent: Manifest,
+    chain: Chain,
+    place: Place,
+    state: State,
+    monitor: Monitor,
+    *,
+    to_fetch: int,
 ) -> Made | None:
     ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
     rules = Rules(request.excludes, paths=ignored, cover=covered(request, state, monitor))
     below = 0 if request.parent is None else len(request.parent.layers)
 
+    comparison = Comparison(owners=True)
+
     def differ(doubtful: list[Entry]) -> set[bytes]:
+        # What has other attributes comes into the delta whatever its bytes are.
+        doubtful = [entry for entry in doubtful if comparison.same(parent.entries[entry.path], entry)]
+        if sum(entry.size for entry in doubtful) < to_fetch:
+            return {entry.path for entry in doubtful}  # sent anew, they cost less than the layers that have them
+        if not doubtful:
+            return set()
         with chain.opened(doubtful) as kept:
             return differing(always(place.fd), kept, doubtful, monitor.check, write_out=True)
 
@@ -77,7 +93,7 @@ def _capture_since(
             known=parent,
             counted=lambda count: monitor.progress("reading", count, len(parent.entries)),
         )
-        plan = make_plan(parent, present, differ=differ, comparison=Comparison(owners=True))
+        plan = make_plan(parent, present, differ=differ, comparison=comparison)
         if plan.is_empty:
             is_known = all(parent.entries.get(path) is entry for path, entry in present.entries.items())
             tree = parent if is_known else Manifest(present.header, present.entries, parent.layers)

@@ -123,7 +123,7 @@ def _with_backup(older: CompareRequest, newer: CompareRequest, state: State, mon
             Chain(partial(fetch_layers, request, state, monitor.check), manifest, work, monitor.check)
             for request, manifest in ((older, before), (newer, after))
         )
-        comparison = Comparison(owners=True)
+        comparison = Comparison(owners=True, whole_seconds=older.whole_seconds or newer.whole_seconds)
 
         def differ(doubtful: list[Entry]) -> set[bytes]:
             unproven = [entry for entry in doubtful if not _same_layer(entry.path, (older, before), (newer, after))]
@@ -238,7 +238,7 @@ def compare_with(
     target = without(_wanted(backup, request, present), mounts)
     chosen = without(_selected(present, request), mounts)
     untouchable = frozenset(mounts) | _leading(request, chosen, target)
-    comparison = Comparison(coarse_times=place.is_overlay)
+    comparison = Comparison(coarse_times=place.is_overlay, whole_seconds=request.whole_seconds)
 
     def differ(doubtful: list[Entry]) -> set[bytes]:
         proof = index

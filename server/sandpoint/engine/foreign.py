@@ -4,33 +4,39 @@ Nothing says what such an archive ought to hold, so the kernel is not given it t
 anew into a layer and a manifest of our own, which from then on are as good as any.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sandpoint.engine import cache, remote, squashfs, tools, transfer
 from sandpoint.engine.capture_full import capture_full
-from sandpoint.engine.checked import other_size
 from sandpoint.engine.made import layer_file, manifest_file
 from sandpoint.engine.place import opened_place
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
-from sandpoint.errors import BackupIntegrityError
-from sandpoint.models import Adopted, AdoptRequest, CaptureRequest, PathGrant
+from sandpoint.engine.walk import UnreadableError
+from sandpoint.errors import BackupIntegrityError, BackupRestoreError
+from sandpoint.models import Adopted, AdoptRequest, CachedGrant, CaptureRequest, PathGrant, Source
+
+_NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 def adopt(request: AdoptRequest, state: State, monitor: Monitor) -> Adopted:
     """Fetch and unpack an archive, and put a layer and a manifest of what it holds into the cache.
 
+    Both are held there until `cache.release`, for no store has them.
+
     Raises:
         BackupIntegrityError: It is missing, has another size, or is no archive.
+        BackupRestoreError: This user, or this machine, cannot unpack it whole.
         StoreUnavailableError: It cannot be fetched.
         SandboxUnavailableError: There is no space to unpack it.
     """
     with state.working() as work, _explained(request, state):
         monitor.progress("fetching", 0)
         archive = _fetched(request, state, work, monitor)
-        tree = os.path.join(work, "tree")
+        tree = os.path.join(os.path.realpath(work), "tree")
         monitor.progress("extracting", 0)
         squashfs.extract(archive, tree, None, scratch=work, check=monitor.check)
         capture = CaptureRequest(dir=tree, staging=work)
@@ -38,31 +44,47 @@ def adopt(request: AdoptRequest, state: State, monitor: Monitor) -> Adopted:
             made = capture_full(capture, place, state, work, monitor)
         assert made.layer is not None
         assert made.manifest is not None
+        _check_all_there(request, archive, layer_file(capture))
         manifest = transfer.seal_bytes(manifest_file(capture), made.manifest)
-        cache.add(state, layer_file(capture), made.layer)
-        cache.add(state, manifest_file(capture), manifest)
+        for path, stored in ((layer_file(capture), made.layer), (manifest_file(capture), manifest)):
+            cache.add(state, path, stored)
+            cache.fetch(Source(**dict(stored), grant=CachedGrant()), state, monitor.check, reread=False)
         return Adopted(layer=made.layer, manifest=manifest)
 
 
 def _fetched(request: AdoptRequest, state: State, work: str, monitor: Monitor) -> str:
     if isinstance(request.grant, PathGrant):
-        path = request.grant.path
-    else:
-        path = os.path.join(work, "archive")
-        remote.download(request.grant, request.size, state.relay, path, monitor.check)
-    size = os.stat(path).st_size
-    if size != request.size:
-        raise other_size(remote.name_of(request.grant), size, request.size)
+        transfer.check_size(request.grant, request.size, state.relay, monitor.check)
+        return request.grant.path
+    path = os.path.join(work, "archive")
+    remote.download(request.grant, request.size, state.relay, path, monitor.check)
     return path
+
+
+def _check_all_there(request: AdoptRequest, archive: str, layer: str) -> None:
+    # What this user may not make, a device for instance, unsquashfs leaves out with a warning.
+    theirs, ours = squashfs.count_inodes(archive), squashfs.count_inodes(layer)
+    if theirs != ours:
+        raise BackupRestoreError(
+            f"{remote.name_of(request.grant)} cannot be unpacked whole here: of {theirs} files and directories in it "
+            f"{ours} arrived; run as root, who can make them all. Nothing was changed"
+        )
 
 
 @contextmanager
 def _explained(request: AdoptRequest, state: State) -> Iterator[None]:
+    name = remote.name_of(request.grant)
     try:
         yield
-    except (tools.ToolFailedError, tools.ToolMissingError) as error:
-        raise BackupIntegrityError(
-            f"{remote.name_of(request.grant)} cannot be unpacked: {error}; nothing was changed"
+    except tools.ToolFailedError as error:
+        if any(reason in str(error) for reason in _NO_SPACE):
+            raise state.unwritable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from None
+        raise BackupIntegrityError(f"{name} cannot be unpacked: {error}; nothing was changed") from None
+    except tools.ToolMissingError as error:
+        raise BackupRestoreError(f"{name} cannot be unpacked: {error}. Nothing was changed") from None
+    except UnreadableError as error:
+        raise BackupRestoreError(
+            f"{name} cannot be unpacked by this user, who may not read {error}; run as root. Nothing was changed"
         ) from None
     except OSError as error:
         raise state.unwritable(error) from error

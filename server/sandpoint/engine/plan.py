@@ -58,10 +58,12 @@ class Comparison:
 
     `owners`: whether owners, device nodes and privileged xattrs can be set here, which only root can; where they
     cannot, they do not count. `coarse_times`: whether the source is a mounted layer, which keeps whole seconds.
+    `whole_seconds`: whether one of the two, whichever, has no finer times.
     """
 
     owners: bool = field(default_factory=lambda: os.geteuid() == 0)
     coarse_times: bool = False
+    whole_seconds: bool = False
 
     def same_but_mtime(self, source: Entry, target: Entry) -> bool:
         """Whether mode, owner and extended attributes agree."""
@@ -70,6 +72,10 @@ class Comparison:
             and self.same_owner(source, target)
             and self.settable(source.xattrs) == self.settable(target.xattrs)
         )
+
+    def same(self, source: Entry, target: Entry) -> bool:
+        """Whether all attributes agree."""
+        return self.same_but_mtime(source, target) and self.same_mtime(source, target)
 
     def same_owner(self, source: Entry, target: Entry) -> bool:
         """Whether user and group agree, or cannot be set anyway."""
@@ -87,6 +93,8 @@ class Comparison:
         """Whether times of last modification agree, as far as the source can show them."""
         if source.mtime_ns == target.mtime_ns:
             return True
+        if self.whole_seconds:
+            return (source.mtime_ns // _SECOND - target.mtime_ns // _SECOND) % _SQUASHFS_SECONDS == 0
         whole = (target.mtime_ns // _SECOND) % _SQUASHFS_SECONDS * _SECOND
         return self.coarse_times and source.mtime_ns == whole
 

@@ -106,6 +106,15 @@ def fetch_all(sources: Iterable[Source], state: State, check: Check, *, reread: 
     return [fetch(source, state, check, reread=reread) for source in sources]
 
 
+def bytes_to_fetch(sources: Iterable[Source], state: State) -> int:
+    """Return how much `fetch_all` would have to fetch of files that are not here already."""
+    return sum(
+        source.size
+        for source in sources
+        if not isinstance(source.grant, PathGrant) and not cache.has(source.sha256, state)
+    )
+
+
 def assure(sources: Iterable[Source], state: State, check: Check) -> None:
     """See that files are whole, as far as can be told without fetching them.
 

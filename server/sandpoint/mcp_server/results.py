@@ -274,6 +274,9 @@ class Forked(Result):
         )
 
 
+_SIZE_ONLY = "Only its size was compared: another program wrote it and noted no digest, so damage inside may go unseen."
+
+
 class Verified(Result):
     """Whether all that a backup consists of is as it was written."""
 
@@ -281,11 +284,13 @@ class Verified(Result):
     ok: bool
     checked_bytes: int
     problem: str | None = None
+    note: str | None = None
 
     @classmethod
     def of(cls, result: VerifyResult) -> "Verified":
         """Take it as it is: it is small."""
-        return cls(**result.model_dump())
+        note = _SIZE_ONLY if result.ok and result.size_only else None
+        return cls(**result.model_dump(exclude={"size_only"}), note=note)
 
 
 class Deleted(Result):

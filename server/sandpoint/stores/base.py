@@ -90,6 +90,18 @@ def time_of(backup_id: str) -> int | None:
     return number.int >> 80 if number.version == 7 else None
 
 
+UNMARKED_S = 3600.0
+"""So long another program may take from the end of its archive to its metadata."""
+
+
+def may_be_anothers(backup_id: str, age_s: float) -> bool:
+    """Whether files that no metadata names may be those of a backup that another program is writing just now.
+
+    It leaves no marker. Our ids are made by time, and theirs are not.
+    """
+    return time_of(backup_id) is None and age_s < UNMARKED_S
+
+
 def key_of(backup_id: str, name: str) -> str:
     """Return the key of a file of a backup."""
     return f"{BACKUPS}{backup_id}/{name}"

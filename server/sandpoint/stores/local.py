@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -41,6 +42,7 @@ from sandpoint.stores.base import (
     Upload,
     id_in,
     key_of,
+    may_be_anothers,
     not_found,
     time_of,
 )
@@ -75,6 +77,7 @@ class LocalStore:
         self._backups = os.path.join(path, "backups")
         self._incoming = os.path.join(path, "incoming")
         self._writing: dict[str, int] = {}
+        self._hidden: set[str] = set()
 
     @property
     def local_path(self) -> str | None:
@@ -276,9 +279,9 @@ class LocalStore:
     def _positions(self) -> list[Position]:
         positions = []
         for name in self._ids():
-            time = time_of(name)
-            if time is not None:
-                positions.append(Position(time, name))
+            made = time_of(name)
+            if made is not None:
+                positions.append(Position(made, name))
             else:
                 positions += [Position.of(metadata) for metadata in self._read_all([Position(0, name)])]
         return sorted(positions, reverse=True)
@@ -322,6 +325,7 @@ class LocalStore:
                     self._remove_marker(backup_id)
                     os.unlink(metadata)
                     sync_directory(folder)
+                self._hidden.add(backup_id)
             except FileNotFoundError:
                 raise not_found(backup_id) from None
 
@@ -383,7 +387,7 @@ class LocalStore:
             for backup_id in self._ids()
             if (backup_ids is None or backup_id in backup_ids)
             and backup_id not in writing
-            and (backup_id in without or not self._is_visible(backup_id))
+            and (backup_id in without or self._is_over(backup_id))
         ]
         if not hidden:
             return {}
@@ -396,6 +400,17 @@ class LocalStore:
             if unneeded or not names:
                 found[backup_id] = unneeded
         return found
+
+    def _is_over(self, backup_id: str) -> bool:
+        """Whether a backup is not visible, and nobody may be about to make it so who leaves no marker."""
+        if self._is_visible(backup_id):
+            return False
+        return backup_id in self._hidden or not may_be_anothers(backup_id, self._age(backup_id))
+
+    def _age(self, backup_id: str) -> float:
+        with os.scandir(self._folder(backup_id)) as files:
+            changed = [file.stat(follow_symlinks=False).st_ctime for file in files]
+        return time.time() - max(changed, default=0.0)
 
     def _remove(self, backup_id: str, names: Iterable[str]) -> int:
         """Remove files of a hidden backup, and its folder with the last; return their bytes."""

@@ -253,6 +253,7 @@ class S3Store:
         # A writer that died after its commit left its marker: it would keep the files for a day.
         self._markers.end([backup_id])
         self._bucket.delete([key])
+        self._reclaimer.hidden.add(backup_id)
 
     async def reclaim(self, backup_ids: Collection[str] | None = None) -> tuple[list[str], int]:
         """Remove files of hidden and abandoned backups that no visible one names."""

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sandpoint.errors import BackupNotFoundError
 from sandpoint.models import BackupMetadata
-from sandpoint.stores.base import BACKUPS, METADATA_NAME, id_in, key_of, time_of
+from sandpoint.stores.base import BACKUPS, METADATA_NAME, id_in, key_of, may_be_anothers, time_of
 from sandpoint.stores.s3_bucket import Bucket, side_by_side
 from sandpoint.stores.s3_markers import Markers, Writers
 
@@ -50,6 +50,8 @@ class Reclaimer:
         self._read = read
         self._named: dict[str, frozenset[str]] = {}
         """By backup, what it names of others: it never changes, and is read once."""
+        self.hidden: set[str] = set()
+        """Backups that were hidden here: nobody writes them, whatever they look like."""
 
     def reclaim(self, only: Collection[str] | None = None) -> tuple[list[str], int]:
         """Do it; return whose files, and how many bytes.
@@ -95,15 +97,18 @@ class Reclaimer:
         after = "" if only is None else _before(only)
         # Before any marker is looked at: whoever writes one of these has a marker then, or has ended.
         for key, upload_id in self._bucket.uploads(BACKUPS):
-            if (owner := _owner(key)) and (only is None or owner in only):
+            if (owner := _owner(key)) and time_of(owner) is not None and (only is None or owner in only):
                 files.uploads.append(_Upload(owner, key, upload_id))
         for found in self._bucket.files(BACKUPS, after):
             if owner := _owner(found.key):
                 if found.key == key_of(owner, METADATA_NAME):
                     files.visible.add(owner)
-                elif only is None or owner in only:
+                elif (only is None or owner in only) and self._is_over(owner, found.age):
                     files.sizes[owner][found.key] = found.size
         return files
+
+    def _is_over(self, owner: str, age: float) -> bool:
+        return owner in self.hidden or not may_be_anothers(owner, age)
 
     def _unneeded(self, files: _Files, hidden: Collection[str], writers: Writers) -> dict[str, dict[str, int]]:
         candidates = [backup_id for backup_id in hidden if backup_id not in writers.alive]
