@@ -200,7 +200,7 @@ def is_file(request: Request) -> bool:
 
 def shift_clock(patch: pytest.MonkeyPatch, hours: float) -> None:
     """Sign requests, and URLs, as a machine does whose clock is wrong."""
-    right = botocore.auth.get_current_datetime
+    right = vars(botocore.auth)["get_current_datetime"]
     patch.setattr("botocore.auth.get_current_datetime", lambda **options: right(**options) + timedelta(hours=hours))
 
 
