@@ -235,7 +235,8 @@ def test_what_a_writer_needs_stays_though_its_marker_is_misread(place: BucketPla
     place.run(place.service.delete, kept.full.id)
     assert rule.hits == 1
     s3_proxy.heal()
-    assert needed[0].key in place
+    left = place.keys()
+    assert needed[0].key in left
     place.run(place.backups.abandon, writer)
     place.run(place.service.prune)
     assert place.keys() == {}
