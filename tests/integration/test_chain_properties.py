@@ -308,5 +308,5 @@ def test_backups_in_a_bucket_of_which_is_cached(s3_server: S3Server, cache_bytes
         server = s3_server
         budget = cache_bytes
 
-    examples = int(os.environ.get("BUCKET_EXAMPLES", "3"))
+    examples = int(os.environ.get("BUCKET_EXAMPLES", "2"))
     run_state_machine_as_test(Machine, settings=settings(SETTINGS, max_examples=examples, stateful_step_count=15))

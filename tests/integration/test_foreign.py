@@ -275,7 +275,7 @@ def test_those_that_have_expired_are_pruned(store: Place) -> None:
     assert store.run(store.service.verify, living).ok
 
 
-def test_what_is_being_written_is_not_pruned(store: Place) -> None:
+def test_what_is_being_written_is_not_pruned(store: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDK leaves no marker: its archive is there before its metadata."""
     archive = archive_of(store.tree)
     put(store, f"backups/{ID}/data.sqsh", archive)
@@ -285,6 +285,13 @@ def test_what_is_being_written_is_not_pruned(store: Place) -> None:
     write(store.tree / "src" / "app.py", "broken\n")
     store.restore(ID)
     assert (store.tree / "src" / "app.py").read_text() == "print('hello')\n"
+
+    abandoned = str(uuid.uuid4())
+    put(store, f"backups/{abandoned}/data.sqsh", archive)
+    monkeypatch.setattr("sandpoint.stores.base.UNMARKED_S", -10)
+    assert store.run(store.service.prune).abandoned == (abandoned,)
+    assert store.run(store.service.verify, ID).ok
+    store.assert_clean()
 
 
 def test_progress_is_told(store: Place) -> None:
@@ -347,7 +354,7 @@ def test_ours_when_full_are_what_the_sdk_reads(store: Place, tmp_path: Path) -> 
 
 
 def truncated(archive: bytes) -> bytes:
-    return archive[:-5000]
+    return archive[: len(archive) // 2]
 
 
 def longer(archive: bytes) -> bytes:
@@ -366,33 +373,37 @@ def nothing(_archive: bytes) -> bytes:
     return b""
 
 
-DAMAGES = [truncated, longer, garbage, broken_inside, nothing]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("lies", [False, True], ids=["other size", "the size that is noted"])
-def test_a_damaged_one_changes_nothing(
-    store: Place, damage: Callable[[bytes], bytes], lies: bool, mounted: Mounted
-) -> None:
-    write(store.tree / "text", "".join(f"{number}\n" for number in range(50_000)))
-    whole = archive_of(store.tree, compression="zstd")
-    damaged = damage(whole)
-    if damage is longer and lies:
-        return  # bytes after the end are no part of the archive
-    size = len(damaged if lies else whole)
-    backup_id = put_backup(store, damaged, metadata_of(whole, dir=store.tree, sizeBytes=size))
-    before = list_tree(store.tree)
-    for mode in ("copy", "overlay"):
-        with pytest.raises(BackupIntegrityError):
-            store.restore(backup_id, mode=mode)
-    with pytest.raises(BackupIntegrityError):
-        store.run(store.service.fork, backup_id, [str(store.base / "fork")])
-    assert not (store.base / "fork").exists()
-    assert_same(before, list_tree(store.tree))
-    assert store.run(store.service.verify, backup_id).ok is (len(damaged) == size)
-    assert store.ids() == [backup_id]
+@pytest.mark.parametrize("damage", [truncated, longer, nothing])
+def test_one_of_another_size_changes_nothing(store: Place, damage: Callable[[bytes], bytes], mounted: Mounted) -> None:
+    whole = archive_of(store.tree)
+    backup_id = put_backup(store, damage(whole), metadata_of(whole, dir=store.tree))
+    assert_refused(store, backup_id)
+    assert not store.run(store.service.verify, backup_id).ok
     assert mounted.digests == []
-    store.assert_clean()
+
+
+@pytest.mark.parametrize("damage", [truncated, garbage, broken_inside, nothing])
+def test_a_damaged_one_of_the_size_that_is_noted_changes_nothing(
+    place: Place, damage: Callable[[bytes], bytes], mounted: Mounted
+) -> None:
+    write(place.tree / "text", "".join(f"{number}\n" for number in range(50_000)))
+    damaged = damage(archive_of(place.tree, compression="zstd"))
+    backup_id = put_backup(place, damaged, metadata_of(damaged, dir=place.tree))
+    assert_refused(place, backup_id)
+    assert mounted.digests == []
+
+
+def assert_refused(place: Place, backup_id: str) -> None:
+    before = list_tree(place.tree)
+    for mode in ("copy", "overlay"):
+        with pytest.raises(BackupIntegrityError, match=r"data\.sqsh"):
+            place.restore(backup_id, mode=mode)
+    with pytest.raises(BackupIntegrityError):
+        place.run(place.service.fork, backup_id, [str(place.base / "fork")])
+    assert not (place.base / "fork").exists()
+    assert_same(before, list_tree(place.tree))
+    assert place.ids() == [backup_id]
+    place.assert_clean()
 
 
 def test_a_missing_archive_is_said(store: Place) -> None:
@@ -502,6 +513,18 @@ def test_an_archive_that_fills_the_state_directory_leaves_nothing_there(tmp_path
         assert used < 1 << 20
 
 
+def test_what_is_cached_gives_way_to_one_that_is_unpacked(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "memory", size="24m") as memory:
+        place = Place(tmp_path, state=memory / "state")
+        write(place.tree / "large", os.urandom(4 << 20))
+        backup_id = back_up(place, place.tree)
+        cached = write(place.state / "cache" / hashlib.sha256(b"").hexdigest(), bytes(18 << 20))
+        place.restore(backup_id, dir=tmp_path / "to")
+        assert not cached.exists()
+        assert (tmp_path / "to" / "large").read_bytes() == (place.tree / "large").read_bytes()
+        place.assert_clean()
+
+
 def test_a_state_directory_behind_a_link_serves_as_well(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -576,7 +599,29 @@ def test_what_an_ordinary_user_may_not_read_is_said(of_user: Place, tmp_path: Pa
     assert not (of_user.base / "to").exists()
 
 
-# -- killed --
+# -- stopped and killed --
+
+
+@pytest.mark.parametrize("phase", ["fetching", "extracting", "archiving"])
+def test_one_that_is_cancelled_leaves_nothing(store: Place, phase: str) -> None:
+    backup_id = back_up(store, store.tree)
+    write(store.tree / "src" / "app.py", "mine\n")
+    before = list_tree(store.tree)
+
+    async def cancelled() -> bool:
+        with anyio.CancelScope() as scope:
+
+            async def report(progress: Progress) -> None:
+                if progress.phase == phase:
+                    scope.cancel()
+
+            await store.service.restore(backup_id, report=report)
+        return scope.cancelled_caught
+
+    assert anyio.run(cancelled)
+    assert_same(before, list_tree(store.tree))
+    assert store.ids() == [backup_id]
+    store.assert_clean()
 
 
 def test_one_that_was_killed_in_the_middle_leaves_nothing(place: Place, tmp_path: Path, killer: KillerProcess) -> None:

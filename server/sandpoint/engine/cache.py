@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -152,11 +153,15 @@ def _below_overlays(state: State) -> frozenset[str]:
 def _files(state: State) -> Iterator[tuple[float, int, str]]:
     """Yield the time of the last use, the size in bytes and the digest of each file, and clear up after the dead."""
     with suppress(FileNotFoundError):
-        for name in os.listdir(state.cache):
+        names = os.listdir(state.cache)
+        parts = Counter(name.partition(".")[0] for name in names)
+        for name in names:
             digest, _, rest = name.partition(".")
             path = os.path.join(state.cache, name)
             with suppress(FileNotFoundError):
-                if rest.startswith("partial") and time.time() - os.stat(path).st_mtime > _PARTIAL_ENDS_S:
+                if (rest == "lock" and parts[digest] == 1) or (
+                    rest.startswith("partial") and time.time() - os.stat(path).st_mtime > _PARTIAL_ENDS_S
+                ):
                     _drop(state, digest)
                 elif _DIGEST.fullmatch(name):
                     yield _last_use(state, digest), os.stat(path).st_size, digest

@@ -16,7 +16,7 @@ from sandpoint.engine.place import opened_place
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.walk import UnreadableError
-from sandpoint.errors import BackupIntegrityError, BackupRestoreError
+from sandpoint.errors import BackupIntegrityError, BackupRestoreError, SandboxUnavailableError
 from sandpoint.models import Adopted, AdoptRequest, CachedGrant, CaptureRequest, PathGrant, Source
 
 _NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -33,6 +33,15 @@ def adopt(request: AdoptRequest, state: State, monitor: Monitor) -> Adopted:
         StoreUnavailableError: It cannot be fetched.
         SandboxUnavailableError: There is no space to unpack it.
     """
+    try:
+        return _adopt(request, state, monitor)
+    except SandboxUnavailableError:
+        if not cache.trim(state, budget=0):  # what nobody uses just now gives way
+            raise
+        return _adopt(request, state, monitor)
+
+
+def _adopt(request: AdoptRequest, state: State, monitor: Monitor) -> Adopted:
     with state.working() as work, _explained(request, state):
         monitor.progress("fetching", 0)
         archive = _fetched(request, state, work, monitor)

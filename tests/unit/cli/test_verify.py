@@ -20,6 +20,17 @@ def test_a_whole_backup_is_said_to_be(answer: Answer, capsys: pytest.CaptureFixt
     assert capsys.readouterr() == (f"{ID}: whole, 2.0 MB checked.\n", "")
 
 
+def test_of_one_that_another_program_wrote_only_the_size_is_said_to_be_right(
+    answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(verify=WHOLE.model_copy(update={"size_only": True}))
+    assert main(["verify", ID]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{ID}: as large as it should be, 2.0 MB. ")
+    assert "another program wrote it" in out
+    assert err == ""
+
+
 def test_a_bad_backup_is_an_error_and_its_result_is_printed(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     answer(verify=BAD)
     assert main(["verify", OTHER_ID]) == BackupIntegrityError.exit_status

@@ -102,6 +102,14 @@ def test_a_file_is_fetched_once_by_many_at_the_same_time(tmp_path: Path, relay: 
     assert all(len(each.held) == 1 for each in states)
 
 
+def test_the_lock_of_what_never_came_goes(state: State, relay: FolderRelay) -> None:
+    relay.unavailable = True
+    with pytest.raises(StoreUnavailableError):
+        fetch(state, 0)
+    cache.release(state)
+    assert os.listdir(state.cache) == []
+
+
 def test_what_was_sent_is_there(tmp_path: Path, state: State, relay: FolderRelay) -> None:
     made = tmp_path / "made"
     made.write_bytes(CONTENTS[1])

@@ -10,8 +10,9 @@ from sandpoint.mcp_server.results import (
     Forked,
     PathChanges,
     Restored,
+    Verified,
 )
-from sandpoint.models import BackupPage, Changes, ContentChanges, FileDiff, ForkResult, RestoreResult
+from sandpoint.models import BackupPage, Changes, ContentChanges, FileDiff, ForkResult, RestoreResult, VerifyResult
 
 
 def test_a_summary_leaves_out_what_is_empty_but_not_what_is_zero() -> None:
@@ -183,3 +184,13 @@ def test_a_fork_is_told_in_counts() -> None:
 def test_a_fork_without_undos_does_not_say_how_to_undo_it() -> None:
     told = Forked.of(ForkResult(success=True, id="i", restores=(restored("/a"),))).model_dump(mode="json")
     assert "to_undo" not in told
+
+
+def test_of_a_backup_that_another_program_wrote_it_is_noted_that_only_its_size_was_compared() -> None:
+    assert Verified.of(VerifyResult(id=ID, ok=True, checked_bytes=7)).model_dump() == {
+        "id": ID,
+        "ok": True,
+        "checked_bytes": 7,
+    }
+    told = Verified.of(VerifyResult(id=ID, ok=True, checked_bytes=7, size_only=True)).model_dump()
+    assert "Only its size" in told["note"]
