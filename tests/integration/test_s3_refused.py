@@ -2,11 +2,10 @@
 
 import socket
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import botocore.auth
 import pytest
 
 from helpers.cli import Finished
@@ -200,8 +199,12 @@ def is_file(request: Request) -> bool:
 
 def shift_clock(patch: pytest.MonkeyPatch, hours: float) -> None:
     """Sign requests, and URLs, as a machine does whose clock is wrong."""
-    right = vars(botocore.auth)["get_current_datetime"]
-    patch.setattr("botocore.auth.get_current_datetime", lambda **options: right(**options) + timedelta(hours=hours))
+
+    def wrong_time(remove_tzinfo: bool = True) -> datetime:
+        now = datetime.now(UTC) + timedelta(hours=hours)
+        return now.replace(tzinfo=None) if remove_tzinfo else now
+
+    patch.setattr("botocore.auth.get_current_datetime", wrong_time)
 
 
 @pytest.mark.parametrize("hours", [-24, 24])
@@ -222,3 +225,14 @@ def test_grants_that_have_expired(machine: Machine, monkeypatch: pytest.MonkeyPa
     assert_told(
         machine.create(), StoreUnavailableError, "data.sqsh cannot be written", "the grant has expired", "try again"
     )
+
+
+def test_server_without_space(machine: Machine) -> None:
+    with S3Server(options=("-volume.max=1",)) as full:
+        finished = machine.create(
+            SANDPOINT_STORE=f"s3://{full.make_bucket()}",
+            SANDPOINT_S3_ENDPOINT_URL=full.http_url,
+            AWS_ACCESS_KEY_ID=full.access_key,
+            AWS_SECRET_ACCESS_KEY=full.secret_key,
+        )
+    assert_told(finished, StoreUnavailableError, "the server is busy or failing", "InternalError", AGAIN)

@@ -169,12 +169,12 @@ class S3Store:
         self._check_unused(metadata.id)  # not every server knows the condition of the next request
         if not self._put_once(key, content):
             raise StoreUnavailableError(f"the store has a backup {metadata.id} already")
-        self._leases.pop(metadata.id, None)
         self._grants.forget(key_of(metadata.id, ""))
         try:
             self._markers.end([metadata.id])
         except StoreUnavailableError as error:
             _log.info("backup %s is there, but for its marker, which ends by itself: %s", metadata.id, error)
+        self._leases.pop(metadata.id, None)  # last: whoever is cancelled before abandons it, which ends the marker
 
     def _put_once(self, key: str, content: bytes) -> bool:
         """Write a file unless another is there; one that is the same is this one, whose answer was lost."""

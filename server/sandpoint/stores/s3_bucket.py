@@ -6,11 +6,13 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio.from_thread
 
 from sandpoint.errors import StoreUnavailableError
 from sandpoint.stores.s3_client import WORKERS, Connection, Presigned, code_of, connect, mapped, status_of
@@ -65,6 +67,7 @@ class Bucket:
         with self._lock:
             if self._client is None:
                 self._client = connect(self.connection)
+                self._client.meta.events.register("before-send.s3", _go_on)
             return self._client
 
     def trying(self, action: str) -> AbstractContextManager[None]:
@@ -250,6 +253,12 @@ class Bucket:
                 if code_of(error) != "NotImplemented":  # then the server has a rule of its own for them
                     raise
         return found
+
+
+def _go_on(**_: object) -> None:
+    """Send no request, and try none again, for an operation that was cancelled."""
+    with suppress(RuntimeError):  # this thread is one of a pool
+        anyio.from_thread.check_cancelled()
 
 
 def md5_of(content: bytes) -> str:

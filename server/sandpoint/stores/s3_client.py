@@ -45,7 +45,6 @@ def connect(connection: Connection) -> "S3Client":
     import boto3
     from botocore.config import Config
 
-    _hush()
     # Path style: few servers but AWS have a host name for each bucket.
     is_aws = not (
         connection.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -69,11 +68,21 @@ def connect(connection: Connection) -> "S3Client":
                 region_name=connection.region,
             )
             region = session.region_name or (None if is_aws else "us-east-1")
-            return session.client("s3", endpoint_url=connection.endpoint_url, region_name=region, config=config)
+            client = session.client("s3", endpoint_url=connection.endpoint_url, region_name=region, config=config)
         except ValueError as error:
             raise InvalidBackupConfigError(
                 f"SANDPOINT_S3_ENDPOINT_URL: {error}; write https://host or http://host:port"
             ) from None
+    _hush()  # now that all of it is loaded
+    return client
+
+
+class _NoDebug(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno > logging.DEBUG
+
+
+_FILTER = _NoDebug()
 
 
 def _hush() -> None:
@@ -82,6 +91,10 @@ def _hush() -> None:
         logger = logging.getLogger(name)
         if logger.level < logging.INFO:
             logger.setLevel(logging.INFO)
+    # A logger below those may have a level of its own, now or later; filters are not handed down.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("botocore."):
+            logging.getLogger(name).addFilter(_FILTER)
 
 
 # -- what errors mean --
@@ -143,6 +156,8 @@ _BY_CODE = {
     "BadDigest": _ALTERED,
     "XAmzContentSHA256Mismatch": _ALTERED,
     "IncompleteBody": _ALTERED,
+    "InvalidPart": _ALTERED,
+    "InvalidPartOrder": _ALTERED,
     "MalformedXML": _ALTERED,
     "Throttling": _BUSY,
     "TooManyRequests": _BUSY,
