@@ -194,6 +194,7 @@ Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 RelativePath = Annotated[str, AfterValidator(_relative_path)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 NamePattern = Annotated[str, Field(min_length=1), AfterValidator(_printable("pattern", MAX_NAME))]
 Places = Annotated[int, Field(ge=1)]
 MetadataKey = Annotated[str, Field(min_length=1), AfterValidator(_printable("metadata key", MAX_NAME))]
@@ -568,8 +569,8 @@ class _Stored(BaseModel):
 class StoredLayer(_Stored):
     """A file of a backup: its key in the store, size in bytes and digest, None of a foreign backup's."""
 
-    key: Annotated[str, Field(pattern=r"^backups/[0-9a-f-]{36}/[a-z0-9]{1,32}\.[a-z0-9]{1,32}$")]
-    size: Annotated[int, Field(ge=0)]
+    key: Annotated[str, Field(pattern=rf"^backups/{_UUID}/[a-z0-9]{{1,32}}\.[a-z0-9]{{1,32}}$")]
+    size: Annotated[int, Field(ge=0, lt=1 << 63)]
     sha256: Sha256 | None
 
 

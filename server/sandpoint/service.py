@@ -19,6 +19,7 @@ from sandpoint.errors import (
     BackupRestoreError,
     InvalidBackupConfigError,
     SandpointError,
+    StoreUnavailableError,
 )
 from sandpoint.models import (
     DEFAULT_PATCH_BYTES,
@@ -374,6 +375,8 @@ class BackupService:
             metadata = await self._restorable(options.backup_id)
             contents = await self._contents(metadata, report)
             for path in targets:
+                if not metadata.is_foreign:
+                    contents = self._granted(metadata)  # those before may have taken longer than grants last
                 try:
                     done.append(await self._restore_to(path, metadata, contents, options, report))
                 except SandpointError as error:
@@ -494,8 +497,13 @@ class BackupService:
             excludes=() if overlay_goes else comparison.excludes,
             use_gitignore=comparison.use_gitignore and not overlay_goes,
             metadata={"undo_of": metadata.id},
+            ttl=await self._undo_ttl(),
         )
         return await self._capture(comparison.dir, options, report, cover=comparison.manifests)
+
+    async def _undo_ttl(self) -> float:
+        longest = await self._store.longest_ttl()
+        return DEFAULT_TTL if longest is None else min(DEFAULT_TTL, longest)
 
     async def _apply(
         self,
@@ -748,8 +756,13 @@ class BackupService:
             owners = {wanted, *(stored.key.split("/")[1] for stored in metadata.files)}
         await self._store.hide(wanted)
         freed = 0
-        with suppress(BackupIntegrityError):  # another's metadata is damaged: what it needs is not known
-            _, freed = await self._store.reclaim(owners)
+        try:
+            with suppress(BackupIntegrityError):  # another's metadata is damaged: what it needs is not known
+                _, freed = await self._store.reclaim(owners)
+        except StoreUnavailableError as error:
+            raise StoreUnavailableError(
+                f"backup {wanted} is deleted, but no space was freed: {error}; a prune frees it"
+            ) from error
         return DeleteResult(id=wanted, freed_bytes=freed)
 
     async def prune(
@@ -829,6 +842,10 @@ class BackupService:
             raise BackupIntegrityError(
                 f"{len(removed)} backups were deleted, but no space was freed: {error}; delete that one and prune again"
             ) from error
+        except StoreUnavailableError as error:
+            raise StoreUnavailableError(
+                f"{len(removed)} backups were deleted, but not all space was freed: {error}; prune again"
+            ) from error
 
     async def unmount(self, dir: str, *, undo: bool = True, report: Report | None = None) -> UnmountResult:
         """Take an overlay down: the directory shows again what was there before it was restored.
@@ -848,7 +865,7 @@ class BackupService:
             undo_id = None
             if undo and await self._sandbox.is_written(path):
                 description = f"{path} before the overlay of backup {overlay.backup_id} was taken down"
-                options = CreateOptions(dir=path, name=UNDO_NAME, description=description)
+                options = CreateOptions(dir=path, name=UNDO_NAME, description=description, ttl=await self._undo_ttl())
                 undo_id = (await self._capture(path, options, report or _silent)).backup.id
             await self._sandbox.unmount(path)
         return UnmountResult(dir=path, backup_id=overlay.backup_id, undo_id=undo_id)

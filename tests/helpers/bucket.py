@@ -37,6 +37,7 @@ class BucketPlace(Place):
             options: See `Place`.
         """
         base.mkdir(exist_ok=True)
+        self.server = server
         self.client: S3Client = server.client()
         self.bucket = bucket or server.make_bucket()
         connection = Connection(

@@ -231,3 +231,23 @@ def test_directories_that_overlap_are_refused_before_anything_is_done(here: Buck
         with pytest.raises(InvalidBackupConfigError, match="dirs: "):
             here.run(here.service.fork, backup.id, [str(here.base / each) for each in dirs])
         assert not (here.base / dirs[0]).exists()
+
+
+def test_an_undo_lives_as_long_as_the_buckets_rules_let_it(here: BucketPlace) -> None:
+    backup = here.create()
+    here.client.put_bucket_lifecycle_configuration(
+        Bucket=here.bucket,
+        LifecycleConfiguration={
+            "Rules": [
+                {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 2}},
+            ]
+        },
+    )
+    another = BucketPlace(here.base, here.server, bucket=here.bucket)
+    spoil(here.tree)
+    restored = another.restore(backup.id)
+    assert restored.undo_id is not None
+    undo = another.run(another.service.get, restored.undo_id)
+    assert (undo.expires_at - undo.created_at).days == 2
+    with pytest.raises(InvalidBackupConfigError, match=r"^ttl: "):
+        another.create()

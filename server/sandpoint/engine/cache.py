@@ -54,6 +54,13 @@ def fetch(source: Source, state: State, check: Check, *, reread: bool) -> str:
         SandboxUnavailableError: There is no space for it.
     """
     state.prepare()
+    try:
+        return _fetch(source, state, check, reread=reread)
+    except OSError as error:
+        raise state.unwritable(error) from error
+
+
+def _fetch(source: Source, state: State, check: Check, *, reread: bool) -> str:
     path = _path(state, source.sha256)
     _let_go(state, source.sha256)
     while True:
@@ -92,8 +99,6 @@ def _fill(path: str, source: Source, state: State, check: Check) -> None:
                 raise altered(remote.name_of(source.grant))
         os.rename(partial, path)
         note_checked(path, source, state)
-    except OSError as error:
-        raise state.unwritable(error) from error
     finally:
         _remove_partial(partial)
 
@@ -174,14 +179,14 @@ def _last_use(state: State, digest: str) -> float:
 
 
 def _drop(state: State, digest: str) -> bool:
-    """Remove a file with all that belongs to it, unless somebody uses it."""
+    """Remove a file with all that belongs to it, unless somebody uses it, or it cannot be removed."""
     try:
         with _locked(state, digest, fcntl.LOCK_EX | fcntl.LOCK_NB, lambda: None):
             for name in os.listdir(state.cache):
                 if name.partition(".")[0] == digest and not name.endswith(_LOCK):
                     os.unlink(os.path.join(state.cache, name))
             os.unlink(_path(state, digest) + _LOCK)
-    except BlockingIOError:
+    except OSError:  # in use; or another user's, which is no reason to fail what was done before
         return False
     return True
 

@@ -1,10 +1,13 @@
 """Capture: a directory into a layer and a manifest, full or of what has changed."""
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from sandpoint.engine import tools, transfer
 from sandpoint.engine.capture_deltas import capture_delta
 from sandpoint.engine.capture_full import capture_full
+from sandpoint.engine.directory import is_within
 from sandpoint.engine.ignore import GitError
 from sandpoint.engine.index import Index, write_index
 from sandpoint.engine.made import Made, layer_file, manifest_file
@@ -37,6 +40,8 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor, ask: Ask) -
             made = capture_delta(request, place, state, work, monitor) or capture_full(
                 request, place, state, work, monitor
             )
+            monitor.progress("storing", 0)
+            layer, manifest = _send(request, made, state, monitor, ask)
         except UnreadableError as error:
             raise BackupCreateError(
                 f"{request.dir} cannot be backed up, for this user may not read {error}; "
@@ -47,8 +52,6 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor, ask: Ask) -
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             raise BackupCreateError(f"{request.dir} cannot be backed up: {error.strerror}{where}") from error
-        monitor.progress("storing", 0)
-        layer, manifest = _send(request, made, state, monitor, ask)
         if made.tree is not None:
             write_index(state, request.dir, _index(request, made, manifest, made.tree))
         return Captured(
@@ -68,17 +71,22 @@ def _send(
     layer = manifest = None
     if made.layer is not None:
         layer = transfer.send(layer_file(request), made.layer, ask("layer", made.layer), state, monitor.check)
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(layer_file(request))  # of an attempt before all that it had found changed back
     if made.manifest is not None:
         path = manifest_file(request)
-        stored = _seal(path, made.manifest)
+        stored = _seal(path, made.manifest, state)
         manifest = transfer.send(path, stored, ask("manifest", stored), state, monitor.check)
     return layer, manifest
 
 
-def _seal(path: str, content: bytes) -> StoredFile:
+def _seal(path: str, content: bytes, state: State) -> StoredFile:
     try:
         return transfer.seal_bytes(path, content)
     except OSError as error:
+        if is_within(path, state.path):
+            raise state.unwritable(error) from error
         raise StoreUnavailableError(f"{path} cannot be written: {error.strerror}; free some space there") from error
 
 

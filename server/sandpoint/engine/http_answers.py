@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 from urllib3 import BaseHTTPResponse
 
+from sandpoint.engine.checked import REMEDY
 from sandpoint.engine.http_line import LastingError, Line, PassingError
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 
@@ -17,7 +18,6 @@ BACKOFF_MAX_S = 8.0
 
 Result = TypeVar("Result")
 
-_REMEDY = "Nothing was changed. Use another one: 'sandpoint verify' says of each whether it is whole"
 _MAX_BODY = 64 << 10
 _CODE = re.compile(rb"<Code>([A-Za-z.]{1,64})</Code>")
 _EXPIRED_TEXT = re.compile(rb"request has expired", re.IGNORECASE)
@@ -118,9 +118,9 @@ def told(key: str, doing: Literal["read from", "written to"]) -> Iterator[None]:
         raise StoreUnavailableError(f"{failed}, which was asked {ATTEMPTS} times: {error}; try again later") from None
     except OtherSizeError as error:
         raise BackupIntegrityError(
-            f"{key} has {error} in the store where the backup has {error.wanted}. {_REMEDY}"
+            f"{key} has {error} in the store where the backup has {error.wanted}. {REMEDY}"
         ) from None
     except LastingError as error:
         if isinstance(error, MissingError) and doing == "read from":
-            raise BackupIntegrityError(f"{key} is missing in the store; the backup is damaged. {_REMEDY}") from None
+            raise BackupIntegrityError(f"{key} is missing in the store; the backup is damaged. {REMEDY}") from None
         raise StoreUnavailableError(f"{failed}: {error}") from None

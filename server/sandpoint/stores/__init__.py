@@ -2,14 +2,14 @@
 
 from sandpoint.errors import InvalidBackupConfigError
 from sandpoint.settings import Settings, read_settings
-from sandpoint.stores.base import Store
+from sandpoint.stores.base import Store, without_login
 from sandpoint.stores.local import LocalStore, open_local_store
 
 __all__ = ["LocalStore", "Store", "open_store"]
 
 
 def _open_s3_store(url: str, settings: Settings) -> Store | None:
-    if not url.startswith("s3:"):
+    if not url.lower().startswith("s3:"):
         return None
     from sandpoint.stores.s3_settings import open_s3_store  # most runs need none of it
 
@@ -35,6 +35,6 @@ def open_store(url: str, settings: Settings | None = None) -> Store:
         if store is not None:
             return store
     raise InvalidBackupConfigError(
-        f"store: {url!r} is no URL of a store; use file:///absolute/path or s3://bucket/prefix "
+        f"store: {without_login(url)!r} is no URL of a store; use file:///absolute/path or s3://bucket/prefix "
         "(SANDPOINT_STORE or --store)"
     )

@@ -1,5 +1,6 @@
 """What every store can do."""
 
+import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ def may_be_anothers(backup_id: str, age_s: float) -> bool:
     return time_of(backup_id) is None and age_s < UNMARKED_S
 
 
+def without_login(url: str) -> str:
+    """Return a URL without what somebody may have written before its host: messages show it."""
+    return re.sub(r"//[^/]*@", "//...@", url)
+
+
 def key_of(backup_id: str, name: str) -> str:
     """Return the key of a file of a backup."""
     return f"{BACKUPS}{backup_id}/{name}"
@@ -152,6 +158,10 @@ class Store(Protocol):
             BackupIntegrityError: One of those is gone, or would go before its time.
             InvalidBackupConfigError: By the store's own rules nothing stays for so long.
         """
+        ...
+
+    async def longest_ttl(self) -> float | None:
+        """Return for how many seconds the store's own rules leave a new backup whole; None for as long as it likes."""
         ...
 
     async def grant_put(self, key: str, file: StoredFile) -> WriteGrant:

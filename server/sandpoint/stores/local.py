@@ -45,6 +45,7 @@ from sandpoint.stores.base import (
     may_be_anothers,
     not_found,
     time_of,
+    without_login,
 )
 from sandpoint.stores.metadata import MAX_METADATA_BYTES, parse_metadata
 
@@ -63,7 +64,8 @@ def open_local_store(url: str, _settings: object = None) -> "LocalStore | None":
     path = unquote(parts.path)
     if parts.netloc not in {"", "localhost"} or not path.startswith("/") or path == "/" or "\0" in path:
         raise InvalidBackupConfigError(
-            f"store: {url!r} names no folder of this machine; write file:///absolute/path, with three slashes"
+            f"store: {without_login(url)!r} names no folder of this machine; write file:///absolute/path, with three "
+            "slashes"
         )
     return LocalStore(resolve(path))
 
@@ -83,6 +85,10 @@ class LocalStore:
     def local_path(self) -> str | None:
         """The folder."""
         return self._path
+
+    async def longest_ttl(self) -> None:
+        """Have no limit: nobody but a prune removes files of a folder."""
+        return
 
     @property
     def relay(self) -> None:
@@ -410,7 +416,7 @@ class LocalStore:
     def _age(self, backup_id: str) -> float:
         with os.scandir(self._folder(backup_id)) as files:
             changed = [file.stat(follow_symlinks=False).st_ctime for file in files]
-        return time.time() - max(changed, default=0.0)
+        return time.time() - max(changed, default=os.stat(self._folder(backup_id)).st_ctime)
 
     def _remove(self, backup_id: str, names: Iterable[str]) -> int:
         """Remove files of a hidden backup, and its folder with the last; return their bytes."""

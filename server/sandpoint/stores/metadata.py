@@ -60,7 +60,7 @@ class _Foreign(BaseModel):
     id: BackupId
     dir: str
     name: str | None = None
-    size_bytes: Annotated[int, Field(ge=0)]
+    size_bytes: Annotated[int, Field(ge=0, lt=1 << 63)]
     ttl: Ttl = DEFAULT_TTL
     created_at: Annotated[Moment, BeforeValidator(_moment)]
 

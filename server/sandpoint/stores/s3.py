@@ -95,8 +95,10 @@ class S3Store:
     def _check(self) -> None:
         probe = f"{INCOMING}check-{uuid4()}"
         self._bucket.put(probe, b"")
-        self._markers.doomed()
-        self._bucket.delete([probe])
+        try:
+            self._markers.doomed()
+        finally:
+            self._bucket.delete([probe])
 
     async def begin(self, backup_id: str, needs: Collection[StoredLayer] = (), *, ttl: float = 0) -> Upload:
         """Put the writer's marker, then see that what it needs is there and stays."""
@@ -145,6 +147,11 @@ class S3Store:
         if self._bucket.size(key_of(backup_id, METADATA_NAME)) is not None:
             raise StoreUnavailableError(f"the store has a backup {backup_id} already")
 
+    async def longest_ttl(self) -> float | None:
+        """Return what the bucket's rules say, as far as they may be known."""
+        days = await anyio.to_thread.run_sync(self._kept.days)
+        return None if days is None else days * 86_400.0
+
     async def grant_put(self, key: str, file: StoredFile) -> WriteGrant:
         """Grant leave to write a file by URLs, or through this client in direct mode."""
         return await anyio.to_thread.run_sync(self._grant_put, key, file)
@@ -179,11 +186,16 @@ class S3Store:
     def _put_once(self, key: str, content: bytes) -> bool:
         """Write a file unless another is there; one that is the same is this one, whose answer was lost."""
         try:
-            return self._bucket.put_new(key, content) or self._bucket.get(key, MAX_METADATA_BYTES) == content
+            if self._bucket.put_new(key, content):
+                return True
+            there = self._bucket.get(key, MAX_METADATA_BYTES)
         except StoreUnavailableError:
             if self._bucket.get(key, MAX_METADATA_BYTES) == content:
                 return True
             raise
+        if there is None:
+            raise StoreUnavailableError(f"{key} could not be written, for somebody else was writing it; try again")
+        return there == content
 
     async def abandon(self, backup_id: str) -> None:
         """Remove what was written, unless it is visible already."""
@@ -193,7 +205,9 @@ class S3Store:
         if self._leases.pop(backup_id, None) is None:
             return
         below = key_of(backup_id, "")
-        self._grants.forget(below)
+        # MinIO lists no uploads below a prefix, and others none at all: what is known is not looked for.
+        for key, upload_id in self._grants.forget(below):
+            self._bucket.abort_upload(key, upload_id)
         for key, upload_id in self._bucket.uploads(below):
             self._bucket.abort_upload(key, upload_id)
         if self._bucket.size(key_of(backup_id, METADATA_NAME)) is None:

@@ -1,6 +1,5 @@
 """One bucket, below one prefix: the few requests that the store makes, with errors that say what was tried."""
 
-import base64
 import hashlib
 import re
 import threading
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio.from_thread
 
 from sandpoint.errors import StoreUnavailableError
-from sandpoint.stores.s3_client import WORKERS, Connection, Presigned, code_of, connect, mapped, status_of
+from sandpoint.stores.s3_client import WORKERS, Connection, Presigned, code_of, connect, mapped, md5_of, status_of
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -259,11 +258,6 @@ def _go_on(**_: object) -> None:
     """Send no request, and try none again, for an operation that was cancelled."""
     with suppress(RuntimeError):  # this thread is one of a pool
         anyio.from_thread.check_cancelled()
-
-
-def md5_of(content: bytes) -> str:
-    """Return what goes with a request, so that the server refuses what is altered on its way."""
-    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
 def _has_md5(answer: Mapping[str, Any]) -> bool:

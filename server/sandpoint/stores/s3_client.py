@@ -1,5 +1,7 @@
 """The client of an S3 server, from settings, and what its errors mean."""
 
+import base64
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -73,8 +75,20 @@ def connect(connection: Connection) -> "S3Client":
             raise InvalidBackupConfigError(
                 f"SANDPOINT_S3_ENDPOINT_URL: {error}; write https://host or http://host:port"
             ) from None
+    # MinIO and others refuse these without their MD5, and boto3 sends a CRC32 alone (from 1.36 on).
+    for request in ("DeleteObjects", "PutBucketLifecycleConfiguration"):
+        client.meta.events.register(f"before-sign.s3.{request}", _add_md5)
     _hush()  # now that all of it is loaded
     return client
+
+
+def _add_md5(request: Any, **_event: object) -> None:
+    request.headers["Content-MD5"] = md5_of(request.data)
+
+
+def md5_of(content: bytes) -> str:
+    """Return what goes with a request, so that the server refuses what is altered on its way."""
+    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
 class _NoDebug(logging.Filter):

@@ -24,7 +24,7 @@ _CHAIN = timedelta(hours=24)
 _ROOM = timedelta(days=1)
 _MAX_ID = 255
 
-_LOOKED_S = 600
+_LOOKED_S = 60
 """For so long the rules are taken to be as they were seen."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import isqrt
 from uuid import UUID
 
+from sandpoint.errors import StoreUnavailableError
 from sandpoint.stores.base import FIRST_MS, Position, id_in, time_of
 
 Folders = Callable[[str], tuple[list[str], bool]]
@@ -130,6 +131,8 @@ class Listing:
                 return _Segment(start, end, ids)
             if ids:
                 return _Segment(start, number_of(ids[-1]) + 1, ids)
+            if names[-1] <= after:
+                raise StoreUnavailableError("the store lists the same names again and again; its listing is broken")
             after = names[-1]  # a page of what is not ours
 
 

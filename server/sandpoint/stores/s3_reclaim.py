@@ -128,14 +128,15 @@ class Reclaimer:
         known = self._named
         unread = [backup_id for backup_id in visible if backup_id not in known]
         named = dict(zip(unread, side_by_side(self._read_named, unread), strict=True))
-        self._named = known | named
-        return [self._named[backup_id] for backup_id in visible]
+        # One that was hidden meanwhile is asked for again: should a late request put it back, it is heard.
+        self._named = known | {backup_id: keys for backup_id, keys in named.items() if keys is not None}
+        return [self._named.get(backup_id, frozenset()) for backup_id in visible]
 
-    def _read_named(self, backup_id: str) -> frozenset[str]:
+    def _read_named(self, backup_id: str) -> frozenset[str] | None:
         try:
             metadata = self._read(backup_id)
         except BackupNotFoundError:
-            return frozenset()  # hidden meanwhile
+            return None
         return frozenset(stored.key for stored in metadata.files if _owner(stored.key) != backup_id)
 
 

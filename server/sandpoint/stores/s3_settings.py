@@ -44,7 +44,7 @@ def _check_endpoint(url: str | None) -> None:
     if not usable:
         # Not the URL itself, as above.
         raise InvalidBackupConfigError(
-            "SANDPOINT_S3_ENDPOINT_URL: it may hold a scheme, a host and a port only; write https://host or "
+            "SANDPOINT_S3_ENDPOINT_URL: it may hold a scheme, a host, a port and a path only; write https://host or "
             "http://host:port, and set the credentials apart from it"
         )
 
@@ -53,7 +53,10 @@ def _connection(url: str, bucket: str, settings: Settings) -> Connection:
     if settings.r2 is not None:
         return _r2_connection(bucket, settings.r2)
     if not bucket:
-        raise InvalidBackupConfigError(f"store: {url!r} names no bucket; write s3://bucket or s3://bucket/prefix")
+        raise InvalidBackupConfigError(
+            f"store: {url!r} names no bucket; write s3://bucket or s3://bucket/prefix, or set what Cloudflare R2 "
+            f"needs: {', '.join(R2_VARIABLES.values())}"
+        )
     return Connection(bucket, endpoint_url=settings.s3_endpoint_url)
 
 

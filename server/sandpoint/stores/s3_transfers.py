@@ -12,8 +12,8 @@ from typing import IO, Any
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import GetGrant, MultipartGrant, PutGrant, SentFile, StoredFile
-from sandpoint.stores.s3_bucket import Bucket, Head, md5_of
-from sandpoint.stores.s3_client import ATTEMPTS, code_of
+from sandpoint.stores.s3_bucket import Bucket, Head
+from sandpoint.stores.s3_client import ATTEMPTS, code_of, md5_of
 
 WHOLE_BYTES = 16 << 20
 """Files below this size go in one request."""
@@ -80,10 +80,9 @@ class Grants:
         compare(self._bucket.head(key), key, file)
         self._uploads.pop(key, None)
 
-    def forget(self, below: str) -> None:
-        """Know nothing more of the uploads below a key."""
-        for key in [key for key in self._uploads if key.startswith(below)]:
-            self._uploads.pop(key, None)
+    def forget(self, below: str) -> list[tuple[str, str]]:
+        """Know nothing more of the uploads below a key; return the keys and ids of those that have not ended."""
+        return [(key, self._uploads.pop(key)) for key in list(self._uploads) if key.startswith(below)]
 
 
 def compare(head: Head | None, key: str, file: SentFile) -> None:
@@ -121,14 +120,16 @@ class S3Relay:
 
     def read(self, key: str) -> Iterator[bytes]:
         """Yield a file in blocks of 1 MiB; where it breaks off, it is asked for the rest."""
-        done = 0
-        for left in reversed(range(ATTEMPTS)):
+        done, left = 0, ATTEMPTS
+        while True:
+            before = done
             try:
                 for block in self._read_from(key, done):
                     done += len(block)
                     yield block
                 return
             except StoreUnavailableError:
+                left = ATTEMPTS if done > before else left - 1
                 if not left:
                     raise
 

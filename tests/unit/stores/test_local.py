@@ -87,6 +87,15 @@ def test_a_url_of_no_store(url: str) -> None:
         open_store(url)
 
 
+@pytest.mark.parametrize(
+    "url", ["S3://key:hush@b", "s3a://key:hush@b", "https://key:hush@host/b", "file://key:hush@b/x"]
+)
+def test_a_login_that_somebody_wrote_into_a_url_is_not_shown(url: str) -> None:
+    with pytest.raises(InvalidBackupConfigError) as raised:
+        open_store(url)
+    assert "hush" not in str(raised.value)
+
+
 async def test_the_folder_is_made_when_it_is_written_to_and_is_the_users_own(local: LocalStore, tmp_path: Path) -> None:
     await ids(local)
     assert os.listdir(tmp_path) == []

@@ -364,6 +364,36 @@ async def test_a_part_that_is_missing_is_not_accepted(s3: S3Store) -> None:
     assert keys(s3) == []
 
 
+async def test_an_upload_is_ended_by_its_id_where_the_server_lists_none(
+    s3: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await in_parts(s3, bytes(17 << 20))
+    with monkeypatch.context() as patch:
+        patch.setattr(s3._bucket, "uploads", lambda below: [])
+        await s3.abandon(FIRST)
+    assert s3._bucket.uploads("") == []
+
+
+async def test_a_check_that_fails_leaves_nothing(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise StoreUnavailableError("no")
+
+    monkeypatch.setattr(s3._markers, "doomed", fail)
+    with pytest.raises(StoreUnavailableError, match="no"):
+        await s3.check()
+    assert keys(s3) == []
+
+
+def test_deletions_carry_the_md5_that_some_servers_want(s3: S3Store) -> None:
+    sent: list[str | None] = []
+    s3._bucket.client.meta.events.register(
+        "before-send.s3.DeleteObjects", lambda request, **_: sent.append(request.headers.get("Content-MD5"))
+    )
+    s3._bucket.delete(["backups/a", "backups/b"])
+    assert len(sent) == 1
+    assert sent[0]
+
+
 async def test_parts_that_are_put_together_otherwise_are_not_accepted(
     s3: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

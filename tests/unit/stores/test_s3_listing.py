@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandpoint.errors import StoreUnavailableError
 from sandpoint.stores.base import FIRST_MS, Position, time_of
 from sandpoint.stores.s3_listing import AHEAD_MS, Listing
 
@@ -203,3 +204,9 @@ def test_pages_hold_while_backups_come_and_go(server: Server, size: int, data: s
         position for position in before if position not in gone
     ]
     assert found == sorted({*found}, reverse=True)
+
+
+def test_a_server_that_lists_the_same_again_and_again_is_not_listened_to() -> None:
+    listing = Listing(lambda after: (["!"], True), lambda ids: {})
+    with pytest.raises(StoreUnavailableError, match="again and again"):
+        list(listing.newest(None, NOW_MS))
