@@ -218,7 +218,7 @@ class Store(Protocol):
         """Remove files that no visible backup names and nobody is writing; return whose, and how many bytes.
 
         Args:
-            backup_ids: Look only at the files of these; None for all that there are.
+            backup_ids: Look at the files of these at least; None for all that there are.
 
         Raises:
             BackupIntegrityError: A visible backup's metadata is damaged: what it needs is not known.

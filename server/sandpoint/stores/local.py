@@ -336,17 +336,17 @@ class LocalStore:
                 raise not_found(backup_id) from None
 
     async def reclaim(self, backup_ids: Collection[str] | None = None) -> tuple[list[str], int]:
-        """Remove files of hidden and abandoned backups that no visible one names."""
-        return await anyio.to_thread.run_sync(self._reclaim, backup_ids)
+        """Remove files of hidden and abandoned backups that no visible one names: always of all."""
+        return await anyio.to_thread.run_sync(self._reclaim)
 
-    def _reclaim(self, backup_ids: Collection[str] | None) -> tuple[list[str], int]:
+    def _reclaim(self) -> tuple[list[str], int]:
         if not os.path.isdir(self._path):
             return [], 0
         with self._available(), self._locked():
             for left in self._dead_writers():
                 self._clear_unfinished(self._folder(left))
                 self._remove_marker(left)
-            unneeded = self._unneeded(self._markers(), (), backup_ids)
+            unneeded = self._unneeded(self._markers(), ())
             freed = sum(self._remove(backup_id, names) for backup_id, names in unneeded.items())
             return list(unneeded), freed
 
@@ -380,9 +380,7 @@ class LocalStore:
                 for name in names
             )
 
-    def _unneeded(
-        self, writing: Collection[str], without: Collection[str], backup_ids: Collection[str] | None = None
-    ) -> dict[str, list[str]]:
+    def _unneeded(self, writing: Collection[str], without: Collection[str]) -> dict[str, list[str]]:
         """Return the files of hidden backups that no visible one names, by backup; none for an empty folder.
 
         Under the lock, so that nobody begins. Others may end meanwhile: a writer makes its backup visible before it
@@ -391,9 +389,7 @@ class LocalStore:
         hidden = [
             backup_id
             for backup_id in self._ids()
-            if (backup_ids is None or backup_id in backup_ids)
-            and backup_id not in writing
-            and (backup_id in without or self._is_over(backup_id))
+            if backup_id not in writing and (backup_id in without or self._is_over(backup_id))
         ]
         if not hidden:
             return {}
