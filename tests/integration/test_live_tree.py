@@ -244,6 +244,7 @@ def test_a_create_cancelled_after_its_walk_leaves_no_mksquashfs_running(
 ) -> None:
     """Cancelled between the end of the walk and the wait for mksquashfs, which runs beside it."""
     children: list[psutil.Process] = []
+    others = psutil.Process().children(recursive=True)
 
     async def run() -> None:
         loop = anyio.lowlevel.current_token()
@@ -251,7 +252,7 @@ def test_a_create_cancelled_after_its_walk_leaves_no_mksquashfs_running(
 
             def walk_and_cancel(*args: Any, **kwargs: Any) -> Manifest:
                 manifest = walk_tree(*args, **kwargs)
-                children.extend(psutil.Process().children(recursive=True))
+                children.extend(each for each in psutil.Process().children(recursive=True) if each not in others)
                 anyio.from_thread.run_sync(scope.cancel, token=loop)
                 return manifest
 
