@@ -322,7 +322,7 @@ class BackupService:
         report = report or _silent
         metadata = await self._restorable(options.backup_id)
         path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
-        async with self._sandbox.turn():
+        async with self._sandbox.turn(), self._unless_gone(metadata):
             await self._restorable(metadata.id)  # it may have gone while others had their turn
             return await self._restore_to(path, metadata, await self._contents(metadata, report), options, report)
 
@@ -373,12 +373,14 @@ class BackupService:
         done: list[RestoreResult] = []
         async with self._sandbox.turn():
             metadata = await self._restorable(options.backup_id)
-            contents = await self._contents(metadata, report)
+            async with self._unless_gone(metadata):
+                contents = await self._contents(metadata, report)
             for path in targets:
                 if not metadata.is_foreign:
                     contents = self._granted(metadata)  # those before may have taken longer than grants last
                 try:
-                    done.append(await self._restore_to(path, metadata, contents, options, report))
+                    async with self._unless_gone(metadata):
+                        done.append(await self._restore_to(path, metadata, contents, options, report))
                 except SandpointError as error:
                     raise _with_done(error, done) from error
         return ForkResult(success=True, id=metadata.id, restores=tuple(done))
@@ -396,8 +398,7 @@ class BackupService:
         """Make a layer and a manifest of our own of what another program wrote; they last for the turn."""
         (archive,) = metadata.layers
         request = AdoptRequest(size=archive.size, grant=self._store.grant_get(archive))
-        async with self._unless_gone(metadata):
-            adopted = await self._sandbox.adopt(request, report)
+        adopted = await self._sandbox.adopt(request, report)
         manifest, layer = (
             Source(size=each.size, sha256=each.sha256, grant=CachedGrant())
             for each in (adopted.manifest, adopted.layer)
@@ -412,12 +413,6 @@ class BackupService:
         self, path: str, metadata: BackupMetadata, contents: StoredBackup, options: BringBackOptions, report: Report
     ) -> RestoreResult:
         """Bring a backup back to one directory, during a turn."""
-        async with self._unless_gone(metadata):
-            return await self._bring_back(path, metadata, contents, options, report)
-
-    async def _bring_back(
-        self, path: str, metadata: BackupMetadata, contents: StoredBackup, options: BringBackOptions, report: Report
-    ) -> RestoreResult:
         comparison = _comparison(metadata, contents, path, options.paths)
         if options.dry_run:
             changes = await self._sandbox.compare(comparison, report)
