@@ -69,10 +69,15 @@ def _fetch(source: Source, state: State, check: Check, *, reread: bool) -> str:
                 os.utime(lock)
                 state.held[source.sha256] = os.dup(lock)
                 return path
-        with _locked(state, source.sha256, fcntl.LOCK_EX, check):
-            if not _is_whole(path, source, state, check, reread=reread):
-                _fill(path, source, state, check)
-        reread = False
+        try:
+            with _locked(state, source.sha256, fcntl.LOCK_EX | fcntl.LOCK_NB, check):
+                if not _is_whole(path, source, state, check, reread=reread):
+                    _fill(path, source, state, check)
+        except BlockingIOError:  # another fetches it, or has just done so and goes on using it
+            check()
+            time.sleep(_POLL_S)
+        else:
+            reread = False
 
 
 def _is_whole(path: str, source: Source, state: State, check: Check, *, reread: bool) -> bool:

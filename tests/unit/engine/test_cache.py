@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,38 @@ def test_a_file_is_fetched_once_by_many_at_the_same_time(tmp_path: Path, relay: 
         thread.join()
     assert relay.reads == ["0"]
     assert all(len(each.held) == 1 for each in states)
+
+
+def test_whoever_waits_for_a_file_does_not_wait_for_the_end_of_its_use(
+    tmp_path: Path, state: State, relay: FolderRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another finds no file, and before it can take the lock, this one has fetched the file and uses it."""
+    other = State(state.path, relay=relay)
+    is_whole = cache._is_whole
+    looked: list[bool] = []
+
+    def look(*args: Any, **options: Any) -> bool:
+        whole = is_whole(*args, **options)
+        looked.append(whole)
+        if len(looked) == 1:
+            thread = threading.Thread(target=fetch, args=(state, 0))
+            thread.start()
+            started.append(thread)
+        return whole
+
+    started: list[threading.Thread] = []
+    lock = cache._lock
+
+    def slow_lock(fd: int, how: int, check: Check) -> None:
+        if threading.current_thread() is threading.main_thread() and looked == [False]:
+            started[0].join()
+        lock(fd, how, check)
+
+    monkeypatch.setattr(cache, "_is_whole", look)
+    monkeypatch.setattr(cache, "_lock", slow_lock)
+    assert Path(fetch(other, 0)).read_bytes() == CONTENTS[0]
+    assert relay.reads == ["0"]
+    assert len(state.held) == len(other.held) == 1
 
 
 def test_the_lock_of_what_never_came_goes(state: State, relay: FolderRelay) -> None:
