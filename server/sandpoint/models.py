@@ -417,6 +417,22 @@ class Captured(Strict):
     skipped_mounts: tuple[str, ...] = ()
 
 
+class OverlayState(Strict):
+    """An overlay of ours on a directory."""
+
+    backup_id: BackupId
+
+
+class LastCapture(Strict):
+    """The backups that a delta would best be built on, the best first.
+
+    `on_overlay`: an overlay of ours is on the directory. It shows the last of them, and others were taken of it since.
+    """
+
+    backup_ids: tuple[str, ...]
+    on_overlay: bool
+
+
 class AdoptRequest(Strict):
     """Make a backup of ours of an archive that another program wrote, of which only the size is known."""
 
@@ -461,7 +477,7 @@ class ApplyRequest(CompareRequest):
     """Make a directory equal to a backup."""
 
     backup_id: BackupId
-    mode: Mode = "auto"
+    mode: Literal["overlay", "copy"]
     captured_as: tuple[Sha256, ...] = ()
     """The manifests of a backup just taken of the directory: what that found there is what the restore changes."""
 

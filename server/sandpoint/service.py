@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Literal
 
 import anyio
 from anyio.abc import ByteReceiveStream
@@ -414,14 +415,15 @@ class BackupService:
     ) -> RestoreResult:
         """Bring a backup back to one directory, during a turn."""
         comparison = _comparison(metadata, contents, path, options.paths)
+        mode = await self._mode(path, options)
         if options.dry_run:
             changes = await self._sandbox.compare(comparison, report)
-            return _planned(metadata.id, path, options, changes)
+            return _planned(metadata.id, path, mode, changes)
         way_back = await self._keep_way_back(metadata, comparison, report) if options.undo else None
         undo_id = None if way_back is None else way_back.backup.id
         if way_back is not None and not metadata.is_foreign:  # it may have taken longer than grants last
             comparison = _comparison(metadata, self._granted(metadata), path, options.paths)
-        applied = await self._apply(metadata.id, comparison, options.mode, way_back, report)
+        applied = await self._apply(metadata.id, comparison, mode, way_back, report)
         if way_back is not None and not _is_needed(way_back, applied, metadata):
             await self._forget(way_back)
             undo_id = None
@@ -438,6 +440,11 @@ class BackupService:
             kept_paths=applied.kept_paths,
             skipped_mounts=applied.skipped_mounts,
         )
+
+    async def _mode(self, path: str, options: BringBackOptions) -> Literal["overlay", "copy"]:
+        if options.mode != "auto":
+            return options.mode
+        return "copy" if options.paths else await self._sandbox.auto_mode(path)
 
     async def _read(self, backup_id: str) -> BackupMetadata:
         """Return what is known of a backup that may be used here."""
@@ -504,7 +511,7 @@ class BackupService:
         self,
         backup_id: str,
         comparison: CompareRequest,
-        mode: Mode,
+        mode: Literal["overlay", "copy"],
         way_back: "_Capture | None",
         report: Report,
     ) -> Applied:
@@ -1038,12 +1045,12 @@ def _with_done(error: SandpointError, done: Sequence[RestoreResult]) -> Sandpoin
     return explained
 
 
-def _planned(backup_id: str, path: str, options: BringBackOptions, changes: Changes) -> RestoreResult:
+def _planned(backup_id: str, path: str, mode: Literal["overlay", "copy"], changes: Changes) -> RestoreResult:
     return RestoreResult(
         success=True,
         id=backup_id,
         dir=path,
-        mode="overlay" if options.mode == "overlay" else "copy",
+        mode=mode,
         dry_run=True,
         changes=changes,
         undo_id=None,

@@ -5,7 +5,6 @@ import os
 import stat
 
 from sandpoint.engine import linux
-from sandpoint.engine.directory import NO_LINKS
 from sandpoint.engine.manifest import Entry, Xattrs
 from sandpoint.engine.plan import Comparison
 from sandpoint.engine.walk import read_xattrs
@@ -46,7 +45,7 @@ def _chmod(holder: int, name: bytes, mode: int) -> None:
         os.fchmod(holder, mode)
         return
     # chmod follows links; a descriptor of the entry itself cannot be turned into one.
-    fd = linux.openat2(name, _ENTRY, dir_fd=holder, resolve=NO_LINKS | linux.RESOLVE_BENEATH)
+    fd = linux.openat2(name, _ENTRY, dir_fd=holder, resolve=linux.NO_LINKS | linux.RESOLVE_BENEATH)
     try:
         if stat.S_ISLNK(os.fstat(fd).st_mode):
             raise OSError(errno.ELOOP, "it became a symlink meanwhile", os.fsdecode(name))

@@ -103,7 +103,7 @@ def _with_directory(request: CompareRequest, state: State, monitor: Monitor) -> 
     target = read_manifest(request, state, monitor.check)
     with state.working() as work, explained(request, "compared with the backup"):
         chain = Chain(lambda: fetch_layers(request, state, monitor.check), target, work, monitor.check)
-        if not os.path.lexists(request.dir):
+        if not state.root.exists(request.dir):
             wanted = _wanted(target, _named(request, target))
             plan = Plan(added=[entry for path, entry in wanted.entries.items() if path])
             yield _Found(plan, _nothing(target), Side(wanted, chain.opened), Comparison())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from sandpoint.engine import linux
+from sandpoint.engine.roots import HOST, Root
 from sandpoint.errors import InvalidBackupConfigError
 
 KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
@@ -20,8 +21,7 @@ SYSTEM_DIRECTORIES = ("/home", "/media", "/mnt", "/opt", "/run", "/srv", "/tmp",
 USER_TREES = ("/dev/shm", "/usr/local", "/usr/src")  # noqa: S108 - no file is made there
 """Exceptions from the trees above."""
 
-NO_LINKS = linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS
-INSIDE = linux.RESOLVE_BENEATH | NO_LINKS
+INSIDE = linux.RESOLVE_BENEATH | linux.NO_LINKS
 
 
 def parse_directory(path: str) -> str:
@@ -97,26 +97,26 @@ def is_within(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def open_directory(path: str) -> int:
+def open_directory(path: str, root: Root = HOST) -> int:
     """Open a directory; all else is relative to this descriptor.
 
     Raises:
         InvalidBackupConfigError: It is missing, no directory, reached through a symlink, or may not be read.
     """
     try:
-        return linux.openat2(os.fsencode(path), os.O_RDONLY | os.O_DIRECTORY, resolve=NO_LINKS)
+        return root.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise InvalidBackupConfigError(f"dir: {_why_not(path, error)}") from None
+        raise InvalidBackupConfigError(f"dir: {_why_not(path, error, root)}") from None
 
 
-def _why_not(path: str, error: OSError) -> str:
+def _why_not(path: str, error: OSError, root: Root) -> str:
     match error.errno:
         case errno.ENOENT:
             return f"{path} does not exist; create it or name another"
         case errno.ENOTDIR:
             return f"{path} is not a directory; name the directory that holds it"
         case errno.ELOOP:
-            return f"there is a symlink in {path}; use {os.path.realpath(path)}"
+            return f"there is a symlink in {path}; use {root.real_path(path) or 'the path that it leads to'}"
         case errno.EACCES | errno.EPERM:
             return f"{path} may not be read by this user; change its mode or run as its owner"
         case errno.ENAMETOOLONG:
@@ -126,7 +126,7 @@ def _why_not(path: str, error: OSError) -> str:
     return f"{path} cannot be opened: {error.strerror}"
 
 
-def create_directory(path: str) -> list[str]:
+def create_directory(path: str, root: Root = HOST) -> list[str]:
     """Create a missing directory with its parents, and return those that were made, outermost first.
 
     Raises:
@@ -135,26 +135,31 @@ def create_directory(path: str) -> list[str]:
     parent_path, _, name = path.rpartition("/")
     made: list[str] = []
     try:
-        parent = linux.openat2(os.fsencode(parent_path or "/"), os.O_PATH | os.O_DIRECTORY, resolve=NO_LINKS)
+        parent = root.open(parent_path or "/", os.O_PATH | os.O_DIRECTORY)
     except FileNotFoundError:
-        made = create_directory(parent_path)
-        parent = linux.openat2(os.fsencode(parent_path), os.O_PATH | os.O_DIRECTORY, resolve=NO_LINKS)
+        made = create_directory(parent_path, root)
+        parent = root.open(parent_path, os.O_PATH | os.O_DIRECTORY)
     except OSError as error:
-        raise InvalidBackupConfigError(f"dir: {_why_not(parent_path, error)}") from None
+        raise InvalidBackupConfigError(f"dir: {_why_not(parent_path, error, root)}") from None
     try:
         os.mkdir(name, dir_fd=parent)
     except FileExistsError:
         return made
     except OSError as error:
-        remove_directories(made)
+        remove_directories(made, root)
         raise InvalidBackupConfigError(f"dir: {path} cannot be created: {error.strerror}") from None
     finally:
         os.close(parent)
     return [*made, path]
 
 
-def remove_directories(made: Sequence[str]) -> None:
+def remove_directories(made: Sequence[str], root: Root = HOST) -> None:
     """Take back what `create_directory` made, where it is still empty."""
     for path in reversed(made):
+        parent, _, name = path.rpartition("/")
         with suppress(OSError):
-            os.rmdir(path)
+            holder = root.open(parent or "/", os.O_PATH | os.O_DIRECTORY)
+            try:
+                os.rmdir(name, dir_fd=holder)
+            finally:
+                os.close(holder)

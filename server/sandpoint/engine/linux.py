@@ -33,6 +33,7 @@ _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
 _MANY_LAYERS = 64
 """From here on by steps: the option string ends at a page, and in the kernel at 100 to 200 layers."""
@@ -42,6 +43,8 @@ RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+NO_LINKS = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -215,10 +218,7 @@ def _mount_overlay_by_steps(
     finally:
         os.close(context)
     try:
-        result = _libc.syscall(
-            _SYS_MOVE_MOUNT, made, ctypes.c_char_p(b""), AT_FDCWD, ctypes.c_char_p(target), _MOVE_MOUNT_F_EMPTY_PATH
-        )
-        _check(result, target)
+        move_mount_to(made, target)
     finally:
         os.close(made)
 
@@ -226,6 +226,42 @@ def _mount_overlay_by_steps(
 def _fsconfig(context: int, command: int, name: bytes | None, value: bytes | None, target: bytes) -> None:
     result = _libc.syscall(_SYS_FSCONFIG, context, command, ctypes.c_char_p(name), ctypes.c_char_p(value), 0)
     _check(result, target)
+
+
+def move_mount_to(mount: int, target: bytes) -> None:
+    """Mount what appears nowhere on the directory of a path."""
+    result = _libc.syscall(
+        _SYS_MOVE_MOUNT, mount, ctypes.c_char_p(b""), AT_FDCWD, ctypes.c_char_p(target), _MOVE_MOUNT_F_EMPTY_PATH
+    )
+    _check(result, target)
+
+
+def move_mount(mount: int, directory: int) -> None:
+    """Mount what appears nowhere on an open directory of this mount namespace."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    result = _libc.syscall(_SYS_MOVE_MOUNT, mount, ctypes.c_char_p(b""), directory, ctypes.c_char_p(b""), flags)
+    _check(result, "mount")
+
+
+def clone_mount(fd: int) -> int:
+    """Return a mount that appears nowhere, of the mount whose top is an open directory, without those below it.
+
+    It ends with the descriptor, unless `move_mount` has put it somewhere.
+
+    Raises:
+        OSError: EINVAL for one that is neither of this mount namespace nor a mount that appears nowhere.
+    """
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | AT_EMPTY_PATH
+    return _check(_libc.syscall(_SYS_OPEN_TREE, fd, ctypes.c_char_p(b""), flags), "mount")
+
+
+def join_mount_namespace(namespace: int) -> None:
+    """Enter a mount namespace, in a process of one thread; its root becomes root and working directory.
+
+    Raises:
+        OSError: EINVAL in a process of several threads; EPERM where that is not allowed.
+    """
+    _check(_libc.setns(namespace, _CLONE_NEWNS), "mount namespace")
 
 
 def bind(source: bytes, target: bytes) -> None:
@@ -242,6 +278,15 @@ def detach_open(fd: int) -> None:
     """Take away the mount whose top is an open directory."""
     target = b"/proc/self/fd/%d" % fd
     _check(_libc.umount2(ctypes.c_char_p(target), _MNT_DETACH), target)
+
+
+def detach_cwd(fd: int) -> None:
+    """Take away the mount whose top is an open directory, by way of the working directory: no /proc is needed."""
+    os.fchdir(fd)
+    try:
+        _check(_libc.umount2(ctypes.c_char_p(b"."), _MNT_DETACH), ".")
+    finally:
+        os.chdir("/")
 
 
 def is_in_use(target: bytes) -> bool:

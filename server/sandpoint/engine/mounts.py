@@ -25,9 +25,13 @@ class Mount:
     source: str
 
 
-def list_mounts() -> list[Mount]:
-    """Return the mounts of this process's namespace, in the order they were made."""
-    with open("/proc/self/mountinfo", "rb") as table:
+def list_mounts(process: str = "self") -> list[Mount]:
+    """Return the mounts of a process's namespace, in the order they were made, by their paths from its root.
+
+    Raises:
+        OSError: The process is gone.
+    """
+    with open(f"/proc/{process}/mountinfo", "rb") as table:
         return [_parse(line) for line in table]
 
 
@@ -59,10 +63,10 @@ def mounts_at(directory: bytes, mounts: Iterable[Mount]) -> list[Mount]:
     return [mount for mount in mounts if mount.point == directory]
 
 
-def filesystem_of(fd: int, mounts: Iterable[Mount]) -> str:
-    """Return the type of the filesystem that a descriptor is on, empty where the table does not tell."""
+def mount_of(fd: int, mounts: Iterable[Mount]) -> Mount | None:
+    """Return the mount that a descriptor is on, None where the table does not tell."""
     wanted = linux.mount_id(fd)
-    return next((mount.fstype for mount in mounts if mount.id == wanted), "")
+    return next((mount for mount in mounts if mount.id == wanted), None)
 
 
 def same_mount(first: int, second: int) -> bool:

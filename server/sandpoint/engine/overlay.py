@@ -17,16 +17,16 @@ from typing import Literal
 import msgspec
 
 from sandpoint.engine import linux, mounts, tools
-from sandpoint.engine.directory import NO_LINKS, is_within
+from sandpoint.engine.directory import is_within
 from sandpoint.engine.layers import fuse_mount_layer, fuse_run, fuse_unmount, mounted_layers
 from sandpoint.engine.mounts import Mount
+from sandpoint.engine.roots import OVERLAY_PREFIX, Root
 from sandpoint.engine.state import State, read_note, remove_tree, unmount_below, write_over
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupRestoreError
 
 Kind = Literal["kernel", "fuse"]
 
-SOURCE_PREFIX = "sandpoint-"
 _MOUNT_FLAGS = linux.MS_NOSUID | linux.MS_NODEV
 _OPTIONS = {b"redirect_dir": b"on"}
 _FUSE_TYPE = "fuse.fuse-overlayfs"
@@ -46,9 +46,10 @@ class Record(msgspec.Struct, frozen=True):
 class Overlay:
     """One overlay and its folder."""
 
-    def __init__(self, folder: str, record: Record) -> None:
-        """Take a record that is or will be in a folder."""
+    def __init__(self, folder: str, record: Record, root: Root) -> None:
+        """Take a record that is or will be in a folder, of a directory below a root."""
         self.record = record
+        self._root = root
         self.folder = folder
         self.upper = os.path.join(folder, "upper")
         self._work = os.path.join(folder, "work")
@@ -61,7 +62,7 @@ class Overlay:
     @classmethod
     def create(cls, state: State, record: Record) -> "Overlay":
         """Make the folder of a new overlay; until it is `ready`, the next operation would clear it away."""
-        overlay = cls(os.path.join(state.overlays, record.id), record)
+        overlay = cls(os.path.join(state.overlays, record.id), record, state.root)
         try:
             for folder in (overlay.folder, overlay.upper, overlay._work, overlay._lower, overlay.scratch):
                 os.mkdir(folder, 0o700)
@@ -105,7 +106,7 @@ class Overlay:
     def _mount_kernel(self, target: str) -> None:
         with mounted_layers(self.record.layers, self._places()) as lower:
             linux.mount_overlay(
-                f"{SOURCE_PREFIX}{self.record.id}",
+                f"{OVERLAY_PREFIX}{self.record.id}",
                 os.fsencode(target),
                 _MOUNT_FLAGS,
                 lower=lower[::-1],
@@ -143,7 +144,7 @@ class Overlay:
     def is_mount(self, mount: Mount) -> bool:
         """Whether a line of the mount table is this overlay."""
         if self.record.kind == "kernel":
-            return mount.source == SOURCE_PREFIX + self.record.id
+            return mount.source == OVERLAY_PREFIX + self.record.id
         try:
             with open(self._device) as file:
                 return mount.fstype == _FUSE_TYPE and mount.device == file.read()
@@ -153,13 +154,48 @@ class Overlay:
     def unmount(self, target: str) -> None:
         """Take it from a directory; what was written to it stays in its folder."""
         if self.record.kind == "kernel":
-            with _opened(target) as fd:
-                linux.detach_open(fd)
+            with self.opened(target) as fd:
+                self._root.detach(fd)
         else:
             fuse_unmount(target)
             self.forget_device()
             for mount in mounts.mounts_below(os.fsencode(self._lower), mounts.list_mounts()):
                 fuse_unmount(os.fsdecode(mount.point))
+
+    def set_aside(self) -> None:
+        """Move its mount, by the kernel, to a folder of ours: it stays alive, with the files that are open in it."""
+        os.makedirs(self.scratch, exist_ok=True)
+        with self.opened(self.record.dir) as fd:
+            self._root.take_mount(fd, os.fsencode(self.scratch))
+            self._root.detach(fd)
+
+    def move_into_place(self) -> None:
+        """Move its mount, by the kernel, from our folder onto its directory."""
+        with self.opened(self.record.dir) as fd:
+            self._root.put_mount(os.fsencode(self.scratch), fd)
+        linux.detach(os.fsencode(self.scratch))
+
+    @contextmanager
+    def opened(self, directory: str) -> Iterator[int]:
+        """Yield a descriptor of a directory below the root, without leave to read it."""
+        fd = self._root.open(directory, os.O_PATH | os.O_DIRECTORY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it is mounted on its directory."""
+        return self._is_among(self.record.dir, self._root.mounts())
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether it is mounted in its own folder."""
+        return self._is_among(self.scratch, mounts.list_mounts())
+
+    def _is_among(self, place: str, table: Sequence[Mount]) -> bool:
+        return any(self.is_mount(mount) for mount in mounts.mounts_at(os.fsencode(place), table))
 
     def last_capture(self) -> str | None:
         """Return the id of the last backup that was taken of what it shows, since it was mounted."""
@@ -231,7 +267,7 @@ def shown_by(layers: Sequence[str], work: str) -> Iterator[int]:
 def own_overlays(state: State, directory: str, table: Sequence[Mount] | None = None) -> list[Overlay]:
     """Return the overlays of ours that are mounted at or below a directory, in the order they were mounted."""
     here = [overlay for overlay in _all(state) if is_within(overlay.record.dir, directory)]
-    owners = [_owner(here, mount) for mount in (mounts.list_mounts() if table is None else table)]
+    owners = [_owner(here, mount) for mount in (state.root.mounts() if table is None else table)]
     return [overlay for overlay in owners if overlay is not None]
 
 
@@ -253,7 +289,7 @@ def _read(state: State, name: str) -> Overlay | None:
             record = msgspec.json.decode(file.read(), type=Record)
     except (OSError, msgspec.MsgspecError):
         return None
-    return Overlay(folder, record) if record.id == name else None
+    return Overlay(folder, record, state.root) if record.id == name else None
 
 
 def orphans(state: State) -> list[Overlay]:
@@ -262,7 +298,7 @@ def orphans(state: State) -> list[Overlay]:
     return [
         overlay
         for overlay in _all(state)
-        if overlay.is_ready and overlay.record.id not in in_place and not _is_mounted(overlay, overlay.scratch)
+        if overlay.is_ready and overlay.record.id not in in_place and not overlay.is_aside
     ]
 
 
@@ -303,7 +339,7 @@ def _put_all_back(down: Sequence[tuple[Overlay, Callable[[], None]]], failure: B
 
 
 def _refuse_mounts_on(state: State, directory: str) -> None:
-    table = mounts.list_mounts()
+    table = state.root.mounts()
     own = own_overlays(state, directory, table)
     for overlay in own:
         point = os.fsencode(overlay.record.dir)
@@ -320,31 +356,8 @@ def _take_down(overlay: Overlay, check: Check) -> Callable[[], None]:
     if overlay.record.kind == "fuse":
         overlay.unmount(target)
         return lambda: overlay.mount(target, check)
-    # Bound elsewhere, the mount stays alive, with the files that processes have open in it.
-    os.makedirs(overlay.scratch, exist_ok=True)
-    with _opened(target) as fd:
-        linux.bind(b"/proc/self/fd/%d" % fd, os.fsencode(overlay.scratch))
-        linux.detach_open(fd)
-    return lambda: _bring_back(overlay)
-
-
-def _bring_back(overlay: Overlay) -> None:
-    _bind_scratch(overlay, overlay.record.dir)
-
-
-def _bind_scratch(overlay: Overlay, directory: str) -> None:
-    with _opened(directory) as fd:
-        linux.bind(os.fsencode(overlay.scratch), b"/proc/self/fd/%d" % fd)
-    linux.detach(os.fsencode(overlay.scratch))
-
-
-@contextmanager
-def _opened(directory: str) -> Iterator[int]:
-    fd = linux.openat2(os.fsencode(directory), os.O_PATH | os.O_DIRECTORY, resolve=NO_LINKS)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    overlay.set_aside()
+    return overlay.move_into_place
 
 
 def heal(state: State) -> None:
@@ -359,7 +372,7 @@ def heal(state: State) -> None:
             if not os.path.exists(os.path.join(state.overlays, name, "ready")):
                 remove_tree(os.path.join(state.overlays, name))  # it died before its record was written
         elif not overlay.is_ready:
-            if _is_mounted(overlay, overlay.record.dir):
+            if overlay.is_in_place:
                 overlay.unmount(overlay.record.dir)
             elif overlay.record.kind == "fuse" and _is_nobodys(state, overlay.record.dir):
                 fuse_unmount(overlay.record.dir)  # it died before it could note the mount's number
@@ -369,13 +382,13 @@ def heal(state: State) -> None:
         unmount_below(lost.folder)
     for name in os.listdir(state.overlays):
         overlay = _read(state, name)
-        if overlay is not None and _is_mounted(overlay, overlay.scratch):
+        if overlay is not None and overlay.is_aside:
             _heal_set_aside(state, overlay)
 
 
 def _heal_set_aside(state: State, overlay: Overlay) -> None:
     directory = overlay.record.dir
-    if _is_mounted(overlay, directory):
+    if overlay.is_in_place:
         linux.detach(os.fsencode(overlay.scratch))
     elif any(
         is_within(directory, other.record.dir) and other.record.created_ns > overlay.record.created_ns
@@ -383,15 +396,11 @@ def _heal_set_aside(state: State, overlay: Overlay) -> None:
     ):
         overlay.discard()
     else:
-        _bring_back(overlay)
-
-
-def _is_mounted(overlay: Overlay, place: str) -> bool:
-    return any(overlay.is_mount(mount) for mount in mounts.mounts_at(os.fsencode(place), mounts.list_mounts()))
+        overlay.move_into_place()
 
 
 def _is_nobodys(state: State, place: str) -> bool:
-    on_top = mounts.mounts_at(os.fsencode(place), mounts.list_mounts())[-1:]
+    on_top = mounts.mounts_at(os.fsencode(place), state.root.mounts())[-1:]
     return any(mount.fstype == _FUSE_TYPE and _owner(_all(state), mount) is None for mount in on_top)
 
 
@@ -471,7 +480,7 @@ def restore_overlay(
         overlay.mount(overlay.scratch, check)
         _dress(overlay, dress)
         with set_aside(state, directory, check):
-            _refuse_foreign_mounts(directory)
+            _refuse_foreign_mounts(state, directory)
             _move_into_place(overlay, directory, check)
     except BaseException as failure:
         with suppress(OSError):
@@ -491,8 +500,8 @@ def _dress(overlay: Overlay, dress: Callable[[int], None]) -> None:
         os.close(fd)
 
 
-def _refuse_foreign_mounts(directory: str) -> None:
-    below = mounts.mounts_below(os.fsencode(directory), mounts.list_mounts())
+def _refuse_foreign_mounts(state: State, directory: str) -> None:
+    below = mounts.mounts_below(os.fsencode(directory), state.root.mounts())
     if below:
         raise BackupRestoreError(
             f"{os.fsdecode(below[0].point)} is a mount inside {directory}, which an overlay would hide; use mode 'copy'"
@@ -504,7 +513,7 @@ def _move_into_place(overlay: Overlay, directory: str, check: Check) -> None:
         overlay.unmount(overlay.scratch)
         overlay.mount(directory, check)
     else:
-        _bind_scratch(overlay, directory)
+        overlay.move_into_place()
     try:
         overlay.mark_ready()
     except BaseException:

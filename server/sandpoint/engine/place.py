@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from sandpoint.engine import linux, mounts
 from sandpoint.engine.directory import open_directory
+from sandpoint.engine.mounts import Mount
 from sandpoint.engine.overlay import Overlay, own_overlays
+from sandpoint.engine.roots import Root
 from sandpoint.engine.state import State
 
 _SETTLE_WAIT_S = 2.0
@@ -21,6 +23,7 @@ class Place:
 
     path: str
     fd: int
+    root: Root
     boundaries: frozenset[bytes]
     """Where foreign filesystems are mounted, relative to the directory."""
     stamps: bool
@@ -36,7 +39,8 @@ class Place:
             return False
         fd = os.open(self.overlay.upper, os.O_PATH)
         try:
-            return mounts.filesystem_of(fd, mounts.list_mounts()) in mounts.STAMPED_FILESYSTEMS
+            mount = mounts.mount_of(fd, mounts.list_mounts())
+            return mount is not None and mount.fstype in mounts.STAMPED_FILESYSTEMS
         finally:
             os.close(fd)
 
@@ -48,9 +52,9 @@ def opened_place(state: State, path: str) -> Iterator[Place]:
     Raises:
         InvalidBackupConfigError: It cannot be opened.
     """
-    fd = open_directory(path)
+    fd = open_directory(path, state.root)
     try:
-        table = mounts.list_mounts()
+        table = state.root.mounts()
         overlays = own_overlays(state, path, table)
         own = {os.fsencode(overlay.record.dir) for overlay in overlays}
         below = {mount.point for mount in mounts.mounts_below(os.fsencode(path), table)}
@@ -58,13 +62,19 @@ def opened_place(state: State, path: str) -> Iterator[Place]:
         yield Place(
             path,
             fd,
+            state.root,
             boundaries=frozenset(point[prefix:] for point in below - own),
-            stamps=mounts.filesystem_of(fd, table) in mounts.STAMPED_FILESYSTEMS and not own & below,
+            stamps=_has_stamps(fd, table, state) and not own & below,
             is_overlay=bool(own),
             overlay=_on_top(overlays, path) if below <= own else None,
         )
     finally:
         os.close(fd)
+
+
+def _has_stamps(fd: int, table: Sequence[Mount], state: State) -> bool:
+    mount = mounts.mount_of(fd, table)
+    return mount is not None and state.root.has_stamps(mount)
 
 
 def _on_top(overlays: Sequence[Overlay], path: str) -> Overlay | None:

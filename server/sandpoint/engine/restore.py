@@ -39,14 +39,14 @@ def restore(request: ApplyRequest, state: State, kind: overlays.Kind | None, mon
         BackupIntegrityError: The manifest or a layer is damaged; found before the directory is touched.
         BackupRestoreError: It failed; the directory is as before, or the message says otherwise.
     """
-    made = [] if os.path.lexists(request.dir) else create_directory(request.dir)
+    made = [] if state.root.exists(request.dir) else create_directory(request.dir, state.root)
     try:
         with explained(request, "restored"):
             if request.mode == "overlay":
                 return _restore_overlay(request, state, kind, monitor)
             return _restore_copy(request, state, monitor)
     except BaseException:
-        remove_directories(made)
+        remove_directories(made, state.root)
         raise
 
 

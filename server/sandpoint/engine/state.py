@@ -25,6 +25,7 @@ from sandpoint.engine import linux, mounts, tools
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.layers import fuse_unmount
 from sandpoint.engine.relay import Relay
+from sandpoint.engine.roots import HOST, Root
 from sandpoint.engine.turns import Ticket
 from sandpoint.errors import SandboxUnavailableError
 
@@ -39,15 +40,29 @@ DEFAULT_CACHE_BYTES = 10 << 30
 class State:
     """The state directory of one sandbox. Its methods are for the one operation whose turn it is."""
 
-    def __init__(self, path: str, *, cache_bytes: int = DEFAULT_CACHE_BYTES, relay: Relay | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        relay: Relay | None = None,
+        root: Root = HOST,
+        sandbox_id: str | None = None,
+        cache: str | None = None,
+    ) -> None:
         """Name the directory; it is made when first used.
 
         Args:
             path: Where it is.
             cache_bytes: What the cache may hold between operations.
             relay: What carries files to and from a store that cannot be reached from here.
+            root: Where the directories are that are backed up and restored.
+            sandbox_id: The name of the trees there; None: one that is made up at first use.
+            cache: A folder for files of stores, shared with other state directories; None: one of its own.
         """
         self.path = path
+        self.root = root
+        self._sandbox_id = sandbox_id
         self.cache_bytes = cache_bytes
         self.relay = relay
         self.held: dict[str, int] = {}
@@ -55,7 +70,7 @@ class State:
         self.work = os.path.join(path, "work")
         self.overlays = os.path.join(path, "overlays")
         self.checked = os.path.join(path, "checked")
-        self.cache = os.path.join(path, "cache")
+        self.cache = cache or os.path.join(path, "cache")
         self._captures = os.path.join(path, "captures")
 
     def prepare(self) -> None:
@@ -84,7 +99,9 @@ class State:
         )
 
     def sandbox_id(self) -> str:
-        """Return the name of this machine's trees, made up at first use: `local:` and 12 hex digits."""
+        """Return the name of the trees: where none was given, `local:` and 12 hex digits, made up at first use."""
+        if self._sandbox_id is not None:
+            return self._sandbox_id
         self.prepare()
         path = os.path.join(self.path, "sandbox-id")
         try:
@@ -150,8 +167,20 @@ class State:
         note = os.path.join(folder, _INSIDE_NOTE)
         # ValueError: it died while it wrote the note, before it made what is noted.
         with suppress(FileNotFoundError, ValueError), open(note) as file:
-            remove_tree(json.load(file)["path"])
+            self._remove_inside(json.load(file)["path"])
         remove_tree(folder)
+
+    def _remove_inside(self, path: str) -> None:
+        """Remove what a dead operation staged inside a directory."""
+        parent, _, name = path.rpartition("/")
+        try:
+            holder = self.root.open(parent or "/", os.O_PATH | os.O_DIRECTORY)
+        except OSError:  # the directory is gone, and what was staged in it
+            return
+        try:
+            remove_tree(f"/proc/self/fd/{holder}/{name}")
+        finally:
+            os.close(holder)
 
     @contextmanager
     def trial(self) -> Iterator[str]:

@@ -1,5 +1,5 @@
 """Where an engine runs: next to the tree that it captures and restores."""
 
-from sandpoint.sandboxes.base import OverlayState, Sandbox
+from sandpoint.sandboxes.base import Sandbox
 
-__all__ = ["OverlayState", "Sandbox"]
+__all__ = ["Sandbox"]

@@ -1,7 +1,7 @@
 """What every sandbox can do."""
 
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from anyio.abc import ByteReceiveStream
 
@@ -11,33 +11,17 @@ from sandpoint.models import (
     Applied,
     ApplyRequest,
     AskGrant,
-    BackupId,
     Capabilities,
     Captured,
     CaptureRequest,
     Changes,
     CompareRequest,
     ContentChanges,
+    LastCapture,
+    OverlayState,
     ReadRequest,
     Report,
-    Strict,
 )
-
-
-class OverlayState(Strict):
-    """An overlay of ours on a directory."""
-
-    backup_id: BackupId
-
-
-class LastCapture(Strict):
-    """The backups that a delta would best be built on, the best first.
-
-    `on_overlay`: an overlay of ours is on the directory. It shows the last of them, and others were taken of it since.
-    """
-
-    backup_ids: tuple[str, ...]
-    on_overlay: bool
 
 
 class Sandbox(Protocol):
@@ -104,6 +88,10 @@ class Sandbox(Protocol):
         """Make a directory equal to a backup, or leave it as it was."""
         ...
 
+    async def auto_mode(self, dir: str) -> Literal["overlay", "copy"]:
+        """Return what `auto` means for a directory: `overlay` where one would be seen by all who use the directory."""
+        ...
+
     async def overlay_on(self, dir: str) -> OverlayState | None:
         """Return the overlay of ours that is mounted on a directory."""
         ...
@@ -126,4 +114,8 @@ class Sandbox(Protocol):
 
     async def capabilities(self) -> Capabilities:
         """Return what can be done here."""
+        ...
+
+    async def close(self) -> None:
+        """End what was started for it; it may be used again."""
         ...
