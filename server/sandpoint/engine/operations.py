@@ -4,6 +4,7 @@ All but `id` and `capabilities` are called between `enter` and `leave`, by one o
 """
 
 import time
+from collections.abc import Callable
 from typing import BinaryIO, Literal, Protocol
 
 from sandpoint.engine import cache, foreign, reading
@@ -42,8 +43,11 @@ class Engine(Protocol):
         """Return the name of the sandbox in the metadata of its backups."""
         ...
 
-    def enter(self, check: Check) -> None:
-        """Wait for all that was asked of this sandbox before, here and in other processes."""
+    def enter(self, check: Check, joined: Callable[[], object]) -> None:
+        """Wait for all that was asked of this sandbox before, here and in other processes.
+
+        `joined` is called once it has its place in the queue.
+        """
         ...
 
     def leave(self) -> None:
@@ -139,10 +143,11 @@ class LocalEngine:
         """Return `local:` and a number made up when the state directory was first used, or what that was told."""
         return self.state.sandbox_id()
 
-    def enter(self, check: Check) -> None:
+    def enter(self, check: Check, joined: Callable[[], object]) -> None:
         """Wait for the operations that came before, then clear up after those that died."""
         ticket = self.state.draw_ticket()
         try:
+            joined()
             while not ticket.is_next():
                 check()
                 time.sleep(_POLL_S)

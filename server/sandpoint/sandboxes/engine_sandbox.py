@@ -2,8 +2,9 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Literal, TypeVar
 
 import anyio
@@ -40,6 +41,7 @@ from sandpoint.models import (
 
 Result = TypeVar("Result")
 
+_POLL_S = 0.001
 _REPORT_EVERY_S = 0.1
 
 
@@ -87,6 +89,7 @@ class EngineSandbox:
             kept_out: Directories that may not lie in one used, nor it in them.
         """
         self._connect = connect
+        self._arrivals: deque[object] = deque()
         self._allowed = allowed_dirs
         self._kept_out = tuple(kept_out)
 
@@ -109,16 +112,27 @@ class EngineSandbox:
         """Wait for the operations that came before; see `Engine.enter`."""
         # Those that wait hold a thread each: they must not take those that whoever is before them needs.
         crowd = anyio.CapacityLimiter(math.inf)
-        engine = await anyio.to_thread.run_sync(self._enter, limiter=crowd)
+        arrival = object()
+        self._arrivals.append(arrival)
+        try:
+            engine = await anyio.to_thread.run_sync(self._enter, arrival, limiter=crowd)
+        except BaseException:
+            with suppress(ValueError):  # it had joined the queue already
+                self._arrivals.remove(arrival)
+            raise
         try:
             yield
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(engine.leave, limiter=crowd)
 
-    def _enter(self) -> Engine:
+    def _enter(self, arrival: object) -> Engine:
+        check = anyio.from_thread.check_cancelled
+        while self._arrivals[0] is not arrival:  # threads do not begin in the order in which they were asked for
+            check()
+            time.sleep(_POLL_S)
         engine = self._connect()
-        engine.enter(anyio.from_thread.check_cancelled)
+        engine.enter(check, joined=self._arrivals.popleft)
         return engine
 
     async def capture(self, request: CaptureRequest, report: Report, ask: AskGrant) -> Captured:
