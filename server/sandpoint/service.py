@@ -70,8 +70,7 @@ from sandpoint.models import (
     parse_backup_id,
 )
 from sandpoint.retention import decide
-from sandpoint.sandboxes import Sandbox
-from sandpoint.sandboxes.local import LocalSandbox
+from sandpoint.sandboxes import Sandbox, open_sandbox
 from sandpoint.settings import Settings, read_settings
 from sandpoint.stores import Store, open_store
 from sandpoint.stores.base import Position, Upload
@@ -908,6 +907,10 @@ class BackupService:
         """Return what the sandbox can do."""
         return await self._sandbox.capabilities()
 
+    async def close(self) -> None:
+        """End what was started for the sandbox; the service may be used again."""
+        await self._sandbox.close()
+
 
 def _tuple(values: Iterable[str]) -> object:
     # A string is an iterable of strings too; left as it is, its type is refused with a message.
@@ -1065,14 +1068,11 @@ def open_service(settings: Settings | None = None) -> BackupService:
     """
     settings = settings or read_settings()
     store = open_store(settings.store, settings)
-    if settings.sandbox != "local":
-        raise InvalidBackupConfigError(f"sandbox: {settings.sandbox!r} is unknown; use 'local'")
-    sandbox = LocalSandbox(
-        settings.state_dir,
-        allowed_dirs=settings.allowed_dirs,
-        kept_out=(store.local_path,) if store.local_path is not None else (),
-        cache_bytes=settings.cache_bytes,
+    sandbox = open_sandbox(
+        settings.sandbox,
+        settings,
         relay=store.relay,
+        kept_out=(store.local_path,) if store.local_path is not None else (),
     )
     limits = ChainLimits(layers=settings.chain_layers, hours=settings.chain_hours, share=settings.chain_share)
     return BackupService(sandbox, store, compression=settings.compression, chain_limits=limits)

@@ -6,7 +6,7 @@ Read by hand and not with pydantic-settings, whose import alone takes longer tha
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -61,7 +61,13 @@ class Settings(BaseModel):
     """Cloudflare R2; not from `SANDPOINT_R2`."""
 
     sandbox: str = "local"
-    """`local`."""
+    """`local`, or `docker:` and a container's name, id, or `label=KEY=VALUE`."""
+
+    docker_way: Literal["auto", "direct", "helper", "archive"] = "auto"
+    """The way into containers; `auto` is the first of these that is open."""
+
+    docker_helper_image: str = "sandpoint-helper"
+    """Of the containers that the helper way starts beside those that it works in."""
 
     allowed_dirs: tuple[str, ...] | None = None
     """Directories that may be backed up or restored, `:`-separated; None leaves it to the door."""

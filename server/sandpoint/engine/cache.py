@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 from sandpoint.engine import remote
 from sandpoint.engine.checked import altered, check_once, note_checked
-from sandpoint.engine.overlay import own_overlays
+from sandpoint.engine.overlay import neighbours_layers, own_overlays
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupIntegrityError
@@ -150,14 +150,15 @@ def trim(state: State, *, budget: int) -> int:
     for _, size, digest in found:
         if excess <= 0:
             break
-        if _path(state, digest) not in pinned and _drop(state, digest):
+        if digest not in pinned and _drop(state, digest):
             excess -= size
             dropped += size
     return dropped
 
 
 def _below_overlays(state: State) -> frozenset[str]:
-    return frozenset(layer for overlay in own_overlays(state, "/") for layer in overlay.record.layers)
+    layers = [layer for overlay in own_overlays(state, "/") for layer in overlay.record.layers]
+    return frozenset(map(os.path.basename, (*layers, *neighbours_layers(state))))
 
 
 def _files(state: State) -> Iterator[tuple[float, int, str]]:

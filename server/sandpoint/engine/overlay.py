@@ -284,12 +284,27 @@ def _all(state: State) -> list[Overlay]:
 
 def _read(state: State, name: str) -> Overlay | None:
     folder = os.path.join(state.overlays, name)
+    record = _read_record(folder)
+    return Overlay(folder, record, state.root) if record is not None and record.id == name else None
+
+
+def _read_record(folder: str) -> Record | None:
     try:
         with open(os.path.join(folder, "overlay.json"), "rb") as file:
-            record = msgspec.json.decode(file.read(), type=Record)
+            return msgspec.json.decode(file.read(), type=Record)
     except (OSError, msgspec.MsgspecError):
         return None
-    return Overlay(folder, record, state.root) if record.id == name else None
+
+
+def neighbours_layers(state: State) -> list[str]:
+    """Return the layers of overlays of other sandboxes whose cache is the same: whether these still run, they know."""
+    found: list[str] = []
+    for folder in state.all_overlays:
+        if folder != state.overlays:
+            for name in os.listdir(folder) if os.path.isdir(folder) else []:
+                record = _read_record(os.path.join(folder, name))
+                found += record.layers if record is not None else ()
+    return found
 
 
 def orphans(state: State) -> list[Overlay]:

@@ -48,7 +48,7 @@ class State:
         relay: Relay | None = None,
         root: Root = HOST,
         sandbox_id: str | None = None,
-        cache: str | None = None,
+        shared: str | None = None,
     ) -> None:
         """Name the directory; it is made when first used.
 
@@ -58,7 +58,8 @@ class State:
             relay: What carries files to and from a store that cannot be reached from here.
             root: Where the directories are that are backed up and restored.
             sandbox_id: The name of the trees there; None: one that is made up at first use.
-            cache: A folder for files of stores, shared with other state directories; None: one of its own.
+            shared: A folder whose cache and notes of checked files this shares with the other state directories in its
+                `sandboxes/`; None: it has its own.
         """
         self.path = path
         self.root = root
@@ -69,8 +70,9 @@ class State:
         """Locks on the files of the cache that the operation uses, by digest."""
         self.work = os.path.join(path, "work")
         self.overlays = os.path.join(path, "overlays")
-        self.checked = os.path.join(path, "checked")
-        self.cache = cache or os.path.join(path, "cache")
+        self._shared = shared
+        self.checked = os.path.join(shared or path, "checked")
+        self.cache = os.path.join(shared or path, "cache")
         self._captures = os.path.join(path, "captures")
 
     def prepare(self) -> None:
@@ -97,6 +99,15 @@ class State:
             f"the state directory {self.path} cannot be written: {error.strerror}; free some space there or set "
             "SANDPOINT_STATE_DIR"
         )
+
+    @property
+    def all_overlays(self) -> list[str]:
+        """The folders of overlays whose layers may lie in the cache: its own, and those of all that share it."""
+        if self._shared is None:
+            return [self.overlays]
+        others = os.path.join(self._shared, "sandboxes")
+        names = os.listdir(others) if os.path.isdir(others) else []
+        return [os.path.join(others, name, "overlays") for name in sorted(names)]
 
     def sandbox_id(self) -> str:
         """Return the name of the trees: where none was given, `local:` and 12 hex digits, made up at first use."""
@@ -143,7 +154,7 @@ class State:
         """Clear away what operations left that died: scratch mounts and staging."""
         for name in os.listdir(self.work):
             self._clear(os.path.join(self.work, name))
-        for name in os.listdir(self.checked):
+        for name in os.listdir(self.checked) if self._shared is None else ():
             if "." in name:
                 os.unlink(os.path.join(self.checked, name))
         for name in os.listdir(self.path):

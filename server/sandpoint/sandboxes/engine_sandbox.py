@@ -211,6 +211,10 @@ class EngineSandbox:
         """End what was started for it."""
         await self._call(lambda engine: engine.close())
 
+    @staticmethod
+    async def _in_thread(work: Callable[[], Result]) -> Result:
+        return await anyio.to_thread.run_sync(work)
+
     async def _call(self, work: Callable[[Engine], Result]) -> Result:
         return await anyio.to_thread.run_sync(lambda: work(self._connect()))
 
