@@ -66,7 +66,7 @@ def _capture_since(
     *,
     to_fetch: int,
 ) -> Made | None:
-    ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
+    ignored = git_ignored(place, monitor.check) if request.use_gitignore else frozenset()
     rules = Rules(request.excludes, paths=ignored, cover=covered(request, state, monitor))
     below = 0 if request.parent is None else len(request.parent.layers)
 
@@ -179,7 +179,7 @@ def _capture_upper(
     state: State,
     monitor: Monitor,
 ) -> Made | None:
-    ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
+    ignored = git_ignored(place, monitor.check) if request.use_gitignore else frozenset()
     rules = Rules(request.excludes, paths=ignored, cover=covered(request, state, monitor))
     stamps = place.upper_is_stamped()
     for _ in range(ATTEMPTS):

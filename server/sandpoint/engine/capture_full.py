@@ -31,7 +31,7 @@ _COMPLAINT = re.compile(
 def capture_full(request: CaptureRequest, place: Place, state: State, work: str, monitor: Monitor) -> Made:
     """Capture all of it; see `sandpoint.engine.capture.capture`."""
     cover = covered(request, state, monitor)
-    ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
+    ignored = git_ignored(place, monitor.check) if request.use_gitignore else frozenset()
     rules = Rules(request.excludes, paths=ignored, cover=cover)
     partial = layer_file(request)
     with _reading_view(place) as view:

@@ -285,7 +285,7 @@ def _as_captured(
 
 
 def _walk_present(request: CompareRequest, backup: Manifest, place: Place, monitor: Monitor) -> Manifest:
-    ignored = git_ignored(place.fd, monitor.check) if request.use_gitignore else frozenset()
+    ignored = git_ignored(place, monitor.check) if request.use_gitignore else frozenset()
     rules = Rules(request.excludes, paths={*ignored, *backup.header.excluded}, cover=backup.entries)
     return walk_tree(
         place.fd,

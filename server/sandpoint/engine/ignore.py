@@ -1,10 +1,12 @@
 """Which paths are left out of a backup and left alone by a restore. It is decided here and nowhere else."""
 
+import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from sandpoint.engine import tools
+from sandpoint.engine import jail, tools
 from sandpoint.engine.patterns import Pattern, parse_patterns
+from sandpoint.engine.place import Place
 from sandpoint.engine.plan import ancestors
 from sandpoint.engine.tools import Check
 from sandpoint.errors import InvalidBackupConfigError
@@ -72,7 +74,7 @@ def _compile(patterns: Sequence[str]) -> list[Pattern]:
         raise InvalidBackupConfigError(f"excludes: {error}, which is no gitignore pattern; correct it") from None
 
 
-def git_ignored(directory_fd: int, check: Check) -> frozenset[bytes]:
+def git_ignored(place: Place, check: Check) -> frozenset[bytes]:
     """Return the paths below a directory that git ignores, a directory standing for all below it.
 
     Git decides: nested `.gitignore` files, rules above the directory, negations; tracked files are never among
@@ -81,15 +83,14 @@ def git_ignored(directory_fd: int, check: Check) -> frozenset[bytes]:
     Raises:
         GitError: git is missing or fails.
     """
-    where = f"/proc/self/fd/{directory_fd}"
     try:
-        inside, complaint = _git(["rev-parse", "--is-inside-work-tree"], where, check, ok=(0, 128))
+        inside, complaint = _git(["rev-parse", "--is-inside-work-tree"], place, check, ok=(0, 128))
         if inside.strip() != b"true":
             if inside or _NO_REPOSITORY in complaint:
                 return frozenset()
             raise GitError(f"use_gitignore: git cannot read the repository: {_first_line(complaint)}")
         listing, _ = _git(
-            ["ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory"], where, check
+            ["ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory"], place, check
         )
     except tools.ToolMissingError as error:
         raise GitError(f"use_gitignore: {error}, or leave use_gitignore out") from None
@@ -100,12 +101,26 @@ def git_ignored(directory_fd: int, check: Check) -> frozenset[bytes]:
     return frozenset(listed.difference(*(ancestors(path) for path in listed)))
 
 
-def _git(arguments: Sequence[str], where: str, check: Check, *, ok: Sequence[int] = (0,)) -> tuple[bytes, bytes]:
+def _git(arguments: Sequence[str], place: Place, check: Check, *, ok: Sequence[int] = (0,)) -> tuple[bytes, bytes]:
     # The repository's own configuration is hostile: fsmonitor and hooks are programs that it names, and so are
     # transports, by which git would fetch what a partial clone lacks (see `tools.ENVIRONMENT`). Whose repository it
     # is does not matter, for it is only read.
     settings = ["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
-    return tools.run(["git", *settings, *arguments], cwd=where, check=check, ok=ok)
+    argv = ["git", *settings, *arguments]
+    tools.require("git")
+    try:
+        view = place.root.view_for_programs()
+    except OSError as error:
+        raise GitError(
+            f"use_gitignore: git cannot be kept from all but the tree ({error.strerror}), which needs root; run as "
+            "root, or leave use_gitignore out"
+        ) from error
+    if view is None:
+        return tools.run(argv, cwd=f"/proc/self/fd/{place.fd}", check=check, ok=ok)
+    try:
+        return jail.run(argv, view, place.path, check=check, ok=ok)
+    finally:
+        os.close(view)
 
 
 def _first_line(text: bytes) -> str:

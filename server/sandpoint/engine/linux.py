@@ -52,6 +52,7 @@ MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 _MOUNT_ATTRIBUTES = {MS_RDONLY: 1, MS_NOSUID: 2, MS_NODEV: 4, MS_NOEXEC: 8}
 """The same for a mount that is made by steps."""
+MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_PRIVATE = 1 << 18

@@ -50,6 +50,16 @@ class Root(Protocol):
         """Return a descriptor of a private view of a directory below it; see `linux.clone_for_reading`."""
         ...
 
+    def view_for_programs(self) -> int | None:
+        """Return a view as `clone_for_reading` does of all that lies below the root, for programs that go by paths.
+
+        None: they may go about as they are, for the root is that of the user who runs them.
+
+        Raises:
+            OSError: There can be none.
+        """
+        ...
+
     def put_mount(self, source: bytes, fd: int) -> None:
         """Make the mount at a path of our own appear on an open directory below the root too."""
         ...
@@ -97,6 +107,10 @@ class HostRoot:
     def clone_for_reading(self, fd: int, path: bytes) -> int:
         """Return a view of a directory; see `linux.clone_for_reading`."""
         return linux.clone_for_reading(fd, path)
+
+    def view_for_programs(self) -> None:
+        """Return none: it is the user's own."""
+        return
 
     def put_mount(self, source: bytes, fd: int) -> None:
         """Bind a mount to an open directory."""
@@ -178,6 +192,14 @@ class ContainerRoot:
         """Return a view of a directory; see `linux.clone_for_reading`."""
         return self._visitor.view(fd)
 
+    def view_for_programs(self) -> int:
+        """Return a view of all of it."""
+        top = self.open("/", os.O_PATH | os.O_DIRECTORY)
+        try:
+            return self.clone_for_reading(top, b"/")
+        finally:
+            os.close(top)
+
     def put_mount(self, source: bytes, fd: int) -> None:
         """Make a mount of ours appear in the container."""
         place = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -256,6 +278,14 @@ class FolderRoot:
     def clone_for_reading(self, fd: int, path: bytes) -> int:
         """Return a view of a directory; see `linux.clone_for_reading`."""
         return linux.clone_for_reading(fd, path)
+
+    def view_for_programs(self) -> int:
+        """Return a view of all of it."""
+        top = self.open("/", os.O_PATH | os.O_DIRECTORY)
+        try:
+            return self.clone_for_reading(top, b"/")
+        finally:
+            os.close(top)
 
     def put_mount(self, source: bytes, fd: int) -> None:
         """Refuse."""

@@ -17,6 +17,7 @@ PACKAGES = {
     "fuse-overlayfs": "fuse-overlayfs",
     "fusermount3": "fuse3",
     "git": "git",
+    "setpriv": "util-linux",
 }
 """The Debian and Ubuntu package of each program."""
 
@@ -89,6 +90,8 @@ class Tool:
         ok: Sequence[int] = (0,),
         outlives_us: bool = False,
         fed: bool = False,
+        name: str | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """Start it.
 
@@ -98,13 +101,15 @@ class Tool:
             ok: Exit statuses that are no error.
             outlives_us: Whether it goes on in the background after it has ended.
             fed: Whether its input is written by `feed`.
+            name: What messages call it, if not by the name of its program.
+            pass_fds: Descriptors that it has too, by the same numbers.
 
         Raises:
             ToolMissingError: It is not on PATH.
         """
-        self.name = os.fsdecode(argv[0])
+        self.name = name or os.fsdecode(argv[0])
         self._ok = ok
-        program = require(self.name)
+        program = require(os.fsdecode(argv[0]))
         # After a kill of ours it would write on into what the next run clears away.
         setpriv = None if outlives_us else find("setpriv")
         guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
@@ -118,6 +123,7 @@ class Tool:
                 stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
                 stdout=self._out,
                 stderr=self._err,
+                pass_fds=pass_fds,
                 process_group=0,  # a terminal's Ctrl-C is ours to handle
             )
             self._files = files.pop_all()

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.engine import Stopped, never, opened, stop, walk
+from helpers.engine import Stopped, never, stop, walk
 from sandpoint.engine import tools
 from sandpoint.engine.ignore import GitError, Rules, git_ignored
+from sandpoint.engine.place import opened_place
+from sandpoint.engine.state import State
 from sandpoint.errors import InvalidBackupConfigError
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -35,8 +37,8 @@ def repository(path: Path, *, ignored: str = "*.log\n") -> Path:
 
 
 def ignored_in(path: Path) -> set[bytes]:
-    with opened(path) as fd:
-        return set(git_ignored(fd, never))
+    with opened_place(State(str(path.parent / "state")), str(path)) as place:
+        return set(git_ignored(place, never))
 
 
 def fill(root: Path, *names: str) -> None:
@@ -361,5 +363,5 @@ def test_a_stop_ends_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "git").chmod(0o755)
     monkeypatch.setitem(tools.ENVIRONMENT, "PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    with opened(tmp_path) as fd, pytest.raises(Stopped):
-        git_ignored(fd, stop)
+    with opened_place(State(str(tmp_path / "state")), str(tmp_path)) as place, pytest.raises(Stopped):
+        git_ignored(place, stop)
