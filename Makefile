@@ -1,6 +1,10 @@
-# Debian's and Ubuntu's packages: what a backup needs, and what only the benchmark compares with.
+# Debian's and Ubuntu's packages: what a backup needs, what only tests need, what only the benchmark compares with.
 SYSTEM_PACKAGES = git python3-venv squashfs-tools squashfuse fuse3 fuse-overlayfs
+TEST_PACKAGES = busybox-static debian-archive-keyring mmdebstrap $(ENGINE)
 BENCH_PACKAGES = restic borgbackup e2fsprogs
+
+# A Docker engine, where there is none: Debian's would take the place of Docker's own package.
+ENGINE = $(if $(DOCKER_HOST)$(wildcard /var/run/docker.sock)$(shell command -v dockerd),,docker.io)
 
 PYTHON ?= python3
 VENV = .venv
@@ -43,6 +47,7 @@ imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
 pytest: $(INSTALLED)
+	$(call install-packages,$(TEST_PACKAGES))
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 bench: $(INSTALLED)

@@ -1,11 +1,13 @@
-"""What tests of every folder may use. It is loaded only where it is asked for: boto3 takes a while."""
+"""What tests of every folder may use. It is loaded only where it is asked for: boto3 and docker take a while."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from helpers.docker import Engine, Target
     from helpers.proxy import Proxy
     from helpers.s3 import S3Server
 
@@ -26,3 +28,35 @@ def s3_proxy(s3_server: "S3Server") -> Iterator["Proxy"]:
 
     with Proxy(s3_server.address) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator["Engine"]:
+    """The Docker engine, which `DOCKER_HOST` names meanwhile: one that runs, or one that all test processes share."""
+    from helpers.docker import engine
+
+    with engine() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def busybox(docker_engine: "Engine") -> str:
+    """The image with busybox alone."""
+    return docker_engine.busybox_image()
+
+
+@pytest.fixture(scope="session")
+def debian(docker_engine: "Engine") -> str:
+    """The image with Python, squashfs-tools, git, util-linux and PostgreSQL."""
+    return docker_engine.debian_image()
+
+
+@pytest.fixture
+def start_container(docker_engine: "Engine", busybox: str) -> Iterator[Callable[..., "Target"]]:
+    """Start throw-away containers of the test by `start_container(image, **options)`, of busybox by default."""
+    with ExitStack() as stack:
+
+        def start(image: str = busybox, command: list[str] | None = None, **options: Any) -> "Target":
+            return stack.enter_context(docker_engine.container(image, command, **options))
+
+        yield start
