@@ -48,6 +48,7 @@ imports: $(INSTALLED)
 
 pytest: $(INSTALLED)
 	$(call install-packages,$(TEST_PACKAGES))
+	PYTHONPATH=tests $(BIN)/python -m helpers.images
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 bench: $(INSTALLED)

@@ -235,8 +235,8 @@ def _clear_dead() -> None:
 def _check_machine() -> None:
     if os.geteuid() != 0:
         raise RuntimeError(
-            "no Docker engine answers at DOCKER_HOST or the default socket, and only root can start one: "
-            "start it (sudo service docker start), be in the group docker, or run the tests as root"
+            "the tests cannot start a Docker engine: only root can. Run them as root; or, for those that need no "
+            "engine of their own, start one (sudo service docker start) and be in the group docker"
         )
     BASE.mkdir(mode=0o711, parents=True, exist_ok=True)  # mapped users must come through
     fstype = subprocess.run(

@@ -43,6 +43,12 @@ _HOOKS = (
     'chroot "$1" useradd --uid 1000 agent',
     'chroot "$1" install -d -o postgres -g postgres /run/postgresql',
 )
+_RECIPE = (
+    *("mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(_PACKAGES)}", "--skip=cleanup/run"),
+    *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
+    *(f"--customize-hook={hook}" for hook in _HOOKS),
+    _SUITE,
+)
 
 
 def busybox_image(client: docker.DockerClient) -> str:
@@ -68,22 +74,34 @@ def debian_image(client: docker.DockerClient) -> str:
     It is built once on a machine, which takes most of a minute; its tree is kept in `CACHE`. Its containers sleep
     until they are removed. PostgreSQL's programs are in `/usr/lib/postgresql/15/bin`.
     """
-    argv = ["mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(_PACKAGES)}"]
-    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
-    argv += [f"--customize-hook={hook}" for hook in _HOOKS]
-    argv += ["--skip=cleanup/run", _SUITE]
-    tag = hashlib.sha256(repr((argv, _CHANGES)).encode()).hexdigest()[:12]
+    tag = hashlib.sha256(repr((_RECIPE, _CHANGES)).encode()).hexdigest()[:12]
 
     def build() -> None:
-        tree = _debian_tree(argv, tag)
-        client.api.import_image_from_file(str(tree), repository=f"{_PREFIX}/debian", tag=tag, changes=_CHANGES)
+        tree = str(debian_tree())
+        client.api.import_image_from_file(tree, repository=f"{_PREFIX}/debian", tag=tag, changes=_CHANGES)
 
     return _kept(client, f"{_PREFIX}/debian:{tag}", build)
 
 
+def debian_tree() -> Path:
+    """Return the archive of the Debian image's tree, built if `CACHE` does not have it."""
+    tree = CACHE / f"debian-{hashlib.sha256(repr(_RECIPE).encode()).hexdigest()[:12]}.tar"
+    with _locked("tree"):
+        for old in CACHE.glob("debian-*.tar"):
+            if old != tree:
+                old.unlink()
+        if not tree.exists():
+            if shutil.which("mmdebstrap") is None:
+                raise RuntimeError("mmdebstrap is missing, which builds a Debian image for the tests; run: make pytest")
+            partial = tree.with_suffix(".partial.tar")
+            _output(*_RECIPE, str(partial))
+            os.rename(partial, tree)
+    return tree
+
+
 def _kept(client: docker.DockerClient, name: str, build: Callable[[], object]) -> str:
     """Build an image unless the engine has it; one process at a time."""
-    with _locked(name):
+    with _locked(name.partition("/")[2].partition(":")[0]):
         try:
             client.images.get(name)
         except ImageNotFound:
@@ -95,25 +113,9 @@ def _kept(client: docker.DockerClient, name: str, build: Callable[[], object]) -
 @contextmanager
 def _locked(name: str) -> Iterator[None]:
     CACHE.mkdir(parents=True, exist_ok=True)
-    kind = name.partition("/")[2].partition(":")[0]
-    with open(CACHE / f"{kind}.lock", "wb") as lock:
+    with open(CACHE / f"{name}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _debian_tree(argv: list[str], tag: str) -> Path:
-    tree = CACHE / f"debian-{tag}.tar"
-    for old in CACHE.glob("debian-*.tar"):
-        if old != tree:
-            old.unlink()
-    if tree.exists():
-        return tree
-    if shutil.which("mmdebstrap") is None:
-        raise RuntimeError("mmdebstrap is missing, which builds a Debian image for the tests; run: make pytest")
-    partial = CACHE / f"debian-{tag}.partial.tar"
-    _output(*argv, str(partial))
-    os.rename(partial, tree)
-    return tree
 
 
 def _output(*argv: str) -> str:
@@ -150,3 +152,7 @@ def _add(
     member = tarfile.TarInfo(name)
     member.type, member.mode, member.linkname, member.size = kind, mode, link, len(content)
     tar.addfile(member, io.BytesIO(content))
+
+
+if __name__ == "__main__":
+    debian_tree()

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,58 @@ with daemon_apart() as daemon, of(daemon) as engine:
     assert not Path(folder).exists()
     assert mounts_in(Path(folder)) == []
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-    assert list(dockerd.BASE.glob("apart-*")) == []
+    assert list(dockerd.BASE.glob(f"{Path(folder).name}*")) == []
+
+
+def test_where_no_engine_answers_all_processes_share_one_that_the_last_stops(folder: Path) -> None:
+    script = """
+import os
+from helpers.docker import engine
+with engine() as found:
+    print(os.environ["DOCKER_HOST"], found.client.info()["ID"], flush=True)
+    input()
+    print(found.client.ping(), flush=True)
+    input()
+print(os.environ["DOCKER_HOST"])
+"""
+    nowhere = "unix:///no/engine"
+    environment = _environment() | {"DOCKER_HOST": nowhere, "SANDPOINT_TESTS_ENGINES": str(folder)}
+    first, second = (
+        subprocess.Popen(argv, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for argv in [["unshare", "--net", sys.executable, "-c", script]] * 2
+    )
+    with first, second:
+        assert (said := _line(first)) == _line(second)
+        assert said.startswith(f"unix://{folder}/shared/docker.sock ")
+        assert first.communicate("\n\n")[0] == f"True\n{nowhere}\n"
+        assert (folder / "shared").exists()
+        assert second.communicate("\n\n")[0] == f"True\n{nowhere}\n"
+
+    assert [path.name for path in folder.iterdir()] == ["turn"]
+    assert mounts_in(folder) == []
+
+
+def test_no_engine_is_started_where_another_would_lose_its_bridge(folder: Path, docker_engine: Engine) -> None:
+    assert docker_engine.client.ping()
+    script = "from helpers.docker import engine\nwith engine(): pass"
+    environment = _environment() | {"DOCKER_HOST": "unix:///no/engine", "SANDPOINT_TESTS_ENGINES": str(folder)}
+
+    refused = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+    assert "Name its socket in DOCKER_HOST, or stop it" in refused.stderr
+    assert [path.name for path in folder.iterdir()] == ["turn"]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short name: sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="sandpoint-", dir="/var/lib") as name:
+        yield Path(name)
+
+
+def _line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout
+    return process.stdout.readline()
 
 
 def _environment() -> dict[str, str]:
