@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 from benchmarks.rounds import median
 
 Unit = Literal["s", "bytes", "requests"]
-Part = Literal["service", "bucket", "plugin"]
+Part = Literal["service", "bucket", "docker", "plugin"]
 Held = Literal["figure", "ratio", "difference"]
 """What a limit is on: the figure itself, or how it compares with that of another row."""
 
@@ -62,9 +62,7 @@ class Row:
 
     @property
     def part(self) -> Part:
-        if self.group == _BUCKET:
-            return "bucket"
-        return "plugin" if self.group in {_PLUGIN, _UNUSED} else "service"
+        return _PARTS.get(self.group, "service")
 
 
 class Measured(TypedDict):
@@ -91,8 +89,10 @@ _RESTORE = "restore"
 _SERIES = "{sizes.series:,} backups, 20 files changed between each"
 _REST = "listing, start-up, memory"
 _BUCKET = "store in a bucket, on a real S3 server beside it"
+_DOCKER = "in a container without capabilities, {sizes.files:,} files"
 _PLUGIN = "pytest plugin, tests that write 10 files"
 _UNUSED = "pytest plugin, installed and unused"
+_PARTS: Mapping[str, Part] = {_BUCKET: "bucket", _DOCKER: "docker", _PLUGIN: "plugin", _UNUSED: "plugin"}
 _MEMORY_LIMIT = 250e6
 _LARGE_MEMORY_LIMIT = 600e6
 CHAIN = 16
@@ -197,6 +197,13 @@ ROWS = (
     Row("s3_list", "list of the 20 newest backups of {sizes.bucket_backups:,}", _BUCKET, at_most=1.0),
     Row("s3_list_requests", "requests for it", _BUCKET, at_most=40, unit="requests"),
     Row("s3_fork", f"**Sandpoint**, fork to {FORKS} directories, overlay", _BUCKET, at_most=1.0),
+    Row("docker_create_host", "**Sandpoint**, full create, the same tree on this machine", _DOCKER),
+    Row("docker_create_direct", "the same in a container, direct way", _DOCKER, "docker_create_host", at_most=1.15),
+    Row("docker_create_helper", "the same in a container, helper way", _DOCKER, "docker_create_host", at_most=1.3),
+    Row("docker_changed_direct", "create, 20 files changed, direct way", _DOCKER, at_most=0.6),
+    Row("docker_changed_helper", "create, 20 files changed, helper way", _DOCKER, at_most=0.6),
+    Row("docker_restore_direct", "overlay restore, direct way", _DOCKER, at_most=0.06),
+    Row("docker_restore_helper", "overlay restore, helper way, helper there already", _DOCKER, at_most=0.15),
     Row("copytree", f"copytree + rmtree, {_TREE}", _PLUGIN, "rollback_overlay", at_least=1000),
     Row("rollback_overlay", f"**rollback** by overlay, {_TREE}", _PLUGIN, at_most=0.0005),
     Row("rollback_overlay_larger", f"**rollback** by overlay, {_LARGER}", _PLUGIN, at_most=0.0005),

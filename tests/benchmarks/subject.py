@@ -33,14 +33,31 @@ Result = TypeVar("Result")
 
 
 class Subject:
-    """A store, a state directory and a tree of their own; removes what it mounted when closed."""
+    """A store, a state directory and a tree of their own; removes what it mounted when closed.
 
-    def __init__(self, tree: str, work: str, runner: asyncio.Runner, *, store: str | None = None) -> None:
+    `tree` is where this machine has the tree; in a sandbox it is called `dir`.
+    """
+
+    def __init__(
+        self,
+        tree: str,
+        work: str,
+        runner: asyncio.Runner,
+        *,
+        store: str | None = None,
+        dir: str | None = None,
+        sandbox: str | None = None,
+        docker_way: str | None = None,
+    ) -> None:
         self.tree = tree
+        self.dir = dir or tree
         self.new = os.path.join(work, "new")
         folder = Path(work, "store")
         self.backups = folder / "backups"
-        self.settings = read_settings(store=store or folder.as_uri(), state_dir=os.path.join(work, "state"))
+        state = os.path.join(work, "state")
+        self.settings = read_settings(
+            store=store or folder.as_uri(), state_dir=state, sandbox=sandbox, docker_way=docker_way
+        )
         self.service = open_service(self.settings)
         self.backup: Backup | None = None
         self.weights: Samples = {"changed_bytes": [], "changed_layer": []}
@@ -77,7 +94,7 @@ class Subject:
         self._drop_extra()
 
     def create(self) -> None:
-        self.backup = self.do(self.service.create(self.tree, name="bench", full=True))
+        self.backup = self.do(self.service.create(self.dir, name="bench", full=True))
 
     def _forget(self) -> None:
         if self.backup is not None:
@@ -86,7 +103,7 @@ class Subject:
             self.backup = None
 
     def _create_again(self) -> None:
-        made = self.do(self.service.create(self.tree, name="again"))
+        made = self.do(self.service.create(self.dir, name="again"))
         self._extra, self._extra_bytes = made.id, made.size_bytes
 
     def _weigh_extra(self) -> None:
@@ -197,7 +214,7 @@ class Subject:
         self.create()
         for _ in range(CHAIN - 1):
             self.change()
-            self.backup = self.do(self.service.create(self.tree, name="chain"))
+            self.backup = self.do(self.service.create(self.dir, name="chain"))
         self._overlay()
         yield Contender("restore_overlay_chain", before=self.unmount, run=self._overlay, after=self._check_overlay)
 
@@ -213,7 +230,7 @@ class Subject:
 
     def unmount(self) -> None:
         if os.path.ismount(self.tree):
-            self.do(self.service.unmount(self.tree, undo=False))
+            self.do(self.service.unmount(self.dir, undo=False))
 
     # -- many backups --
 
@@ -232,7 +249,7 @@ class Subject:
         for number in range(2, backups + 1):
             self.change()
             least += self._changed_bytes()
-            backup = self.do(self.service.create(self.tree, name="series"))
+            backup = self.do(self.service.create(self.dir, name="series"))
             if number % max(1, backups // CHECKED) == 0:
                 kept[backup.id] = fingerprint(self.tree)
                 print(f"backup {number}/{backups}  {(time.perf_counter() - start) / (number - 1):9.3f} s each")
