@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from sandpoint.engine import linux
-from sandpoint.engine.attributes import adjust
+from sandpoint.engine.attributes import adjust, change_mode
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.manifest import Entry, Manifest, display, parent
 from sandpoint.engine.plan import Comparison, Plan, ancestors
@@ -115,7 +115,7 @@ def _open_up_leading(holders: Holders, brought: list[Entry]) -> None:
             holder, name = holders.of(path)
             status = os.stat(name, dir_fd=holder, follow_symlinks=False)
             if status.st_mode & stat.S_IRWXU != stat.S_IRWXU:
-                os.chmod(name, 0o700, dir_fd=holder)
+                change_mode(holder, name, 0o700)
 
 
 def _prepare_one(holders: Holders, entry: Entry, comparison: Comparison) -> None:
@@ -126,7 +126,7 @@ def _prepare_one(holders: Holders, entry: Entry, comparison: Comparison) -> None
             os.mkdir(name, 0o700, dir_fd=holder)
         status = os.stat(name, dir_fd=holder, follow_symlinks=False)
         if status.st_mode & stat.S_IRWXU != stat.S_IRWXU:
-            os.chmod(name, 0o700, dir_fd=holder)  # until all is in it; `adjust` has the last word
+            change_mode(holder, name, 0o700)  # until all is in it; `adjust` has the last word
     else:
         try:
             status = os.stat(name, dir_fd=holder, follow_symlinks=False)

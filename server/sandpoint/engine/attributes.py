@@ -35,12 +35,17 @@ def adjust(holder: int, name: bytes, wanted: Entry, comparison: Comparison, *, f
         _adjust_xattrs(where, wanted.xattrs, comparison, follow=follow)
         status = os.stat(where, follow_symlinks=follow)  # an ACL sets the mode's group bits
     if stat.S_IMODE(status.st_mode) != stat.S_IMODE(wanted.mode) and not wanted.is_symlink:
-        _chmod(holder, name, stat.S_IMODE(wanted.mode))
+        change_mode(holder, name, stat.S_IMODE(wanted.mode))
     if status.st_mtime_ns != wanted.mtime_ns:
         os.utime(where, ns=(status.st_atime_ns, wanted.mtime_ns), follow_symlinks=follow)
 
 
-def _chmod(holder: int, name: bytes, mode: int) -> None:
+def change_mode(holder: int, name: bytes, mode: int) -> None:
+    """Set the mode of an entry, whatever is put in its place meanwhile.
+
+    Raises:
+        OSError: ELOOP for a symlink.
+    """
     if not name:
         os.fchmod(holder, mode)
         return

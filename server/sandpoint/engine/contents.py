@@ -1,16 +1,17 @@
 """Comparing the contents of files in a tree with those in a layer."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterable
 
 from sandpoint.engine import linux
 from sandpoint.engine.directory import INSIDE
-from sandpoint.engine.manifest import Entry
+from sandpoint.engine.manifest import Entry, display
 from sandpoint.engine.tools import Check
 
 _BLOCK = 1 << 18
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-
+_REACH = os.O_PATH | os.O_NOFOLLOW
 
 Roots = Callable[[bytes], int]
 """Tells of each path the open directory that it is to be read below."""
@@ -19,6 +20,21 @@ Roots = Callable[[bytes], int]
 def always(root: int) -> Roots:
     """Return one directory for all paths."""
     return lambda _path: root
+
+
+def open_regular(root: int, path: bytes) -> int:
+    """Open a regular file below an open directory for reading; of anything else not even its driver is asked.
+
+    Raises:
+        OSError: It is not there, or (EINVAL) something else is.
+    """
+    found = linux.openat2(path, _REACH, dir_fd=root, resolve=INSIDE)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file any more", display(path))
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(found)
 
 
 def differing(
@@ -46,11 +62,11 @@ def differing(
 
 def _same(tree: int, layer: int, path: bytes, *, write_out: bool) -> bool:
     try:
-        first = linux.openat2(path, _OPEN, dir_fd=tree, resolve=INSIDE)
+        first = open_regular(tree, path)
     except OSError:
         return False
     try:
-        second = linux.openat2(path, _OPEN, dir_fd=layer, resolve=INSIDE)
+        second = open_regular(layer, path)
     except OSError:
         os.close(first)
         return False

@@ -10,30 +10,16 @@ import msgspec
 from sandpoint.engine import linux
 from sandpoint.engine.apply import Holders, prepare_staged
 from sandpoint.engine.attributes import adjust
-from sandpoint.engine.directory import INSIDE
+from sandpoint.engine.contents import open_regular
 from sandpoint.engine.ignore import Rules
-from sandpoint.engine.manifest import Entry, display
+from sandpoint.engine.manifest import Entry
 from sandpoint.engine.plan import Comparison, Plan
 from sandpoint.engine.tools import Check
 from sandpoint.engine.walk import walk_tree
 
 _BLOCK = 1 << 20
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EPERM})
 _NO_COPY_RANGE = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS})
-
-
-def open_regular(root: int, path: bytes) -> int:
-    """Open a regular file below an open directory for reading.
-
-    Raises:
-        OSError: It is not there, or something else is.
-    """
-    fd = linux.openat2(path, _OPEN, dir_fd=root, resolve=INSIDE)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is no regular file any more", display(path))
-    return fd
 
 
 def copy_content(source: int, target: int) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from sandpoint.engine.contents import Roots
-from sandpoint.engine.copies import open_regular
+from sandpoint.engine.contents import Roots, open_regular
 from sandpoint.engine.manifest import Entry, Manifest, display
 from sandpoint.engine.patches import Blob, is_text, make_patch
 from sandpoint.engine.plan import Comparison, Plan

@@ -15,7 +15,7 @@ from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.manifest import Manifest, display
 from sandpoint.engine.place import Place
 from sandpoint.engine.plan import Comparison, Plan
-from sandpoint.engine.state import staging_folder
+from sandpoint.engine.state import Staging, staging_folder
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.walk import entry_of
 from sandpoint.errors import BackupRestoreError
@@ -112,7 +112,7 @@ def carry_out(
         return []
     root = compared.present.entries[b""]
     try:
-        with staging_folder(place.fd, place.path, work) as staging:
+        with staging_folder(place.root, place.fd, place.path, work) as staging:
             kept = _stage_in(staging, compared, place, fill, monitor)
         if b"" not in compared.untouchable:
             root = compared.target.entries.get(b"", root)
@@ -122,11 +122,11 @@ def carry_out(
 
 
 def _stage_in(
-    staging: str, compared: Compared, place: Place, fill: Callable[[str], None], monitor: Monitor
+    staging: Staging, compared: Compared, place: Place, fill: Callable[[str], None], monitor: Monitor
 ) -> list[bytes]:
-    tree, trash = os.path.join(staging, "tree"), os.path.join(staging, "trash")
+    tree, trash = os.path.join(staging.path, "tree"), os.path.join(staging.path, "trash")
     os.mkdir(trash, 0o700)
-    fill(tree)
+    fill(os.path.join(staging.filled_at, "tree"))
     os.makedirs(tree, mode=0o700, exist_ok=True)
     with _directory(tree) as staged, _directory(trash) as trashed:
         prepare_staged(staged, compared.plan, compared.comparison, monitor.check)

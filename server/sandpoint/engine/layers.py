@@ -44,7 +44,7 @@ def opened_layer(layer: str, paths: Sequence[bytes], scratch: str, check: Check)
 
 def _mounted(layer: str, place: str) -> tuple[int, Callable[[], None]] | None:
     try:
-        mount_layer(layer, place, linux.attached_images())
+        mount_layer(layer, place, linux.attached_images(), flags=linux.MS_NOSYMFOLLOW)
     except OSError:
         return None
     fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
@@ -52,19 +52,20 @@ def _mounted(layer: str, place: str) -> tuple[int, Callable[[], None]] | None:
     return fd, lambda: None
 
 
-def mount_layer(layer: str, place: str, attached: Mapping[bytes, Sequence[str]]) -> None:
+def mount_layer(layer: str, place: str, attached: Mapping[bytes, Sequence[str]], *, flags: int = 0) -> None:
     """Mount a layer with the kernel's squashfs, read-only, `nosuid,nodev`.
 
     Args:
         layer: Its file.
         place: A directory.
         attached: Loop devices in use: one that shows the layer already is used again.
+        flags: More flags of the mount.
 
     Raises:
         OSError: EPERM without the right; ENODEV without the filesystem.
     """
     with linux.loop_device(os.fsencode(layer), attached) as device:
-        linux.mount(device, os.fsencode(place), "squashfs", linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
+        linux.mount(device, os.fsencode(place), "squashfs", flags | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV)
 
 
 @contextmanager

@@ -8,12 +8,16 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_held_libc = ctypes.PyDLL(None)
+"""For calls of a microsecond or two: no other thread gets in between."""
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -50,6 +54,7 @@ MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
+MS_NOSYMFOLLOW = 0x100
 _MOUNT_ATTRIBUTES = {MS_RDONLY: 1, MS_NOSUID: 2, MS_NODEV: 4, MS_NOEXEC: 8}
 """The same for a mount that is made by steps."""
 MS_REMOUNT = 0x20
@@ -67,9 +72,14 @@ _RENAME_EXCHANGE = 2
 _OPEN_TREE_CLONE = 1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOUNT_ATTR_RDONLY = 0x00000001
+_MOUNT_ATTR_NOSUID = 0x00000002
+_MOUNT_ATTR_NODEV = 0x00000004
+_MOUNT_ATTR_NOEXEC = 0x00000008
 _MOUNT_ATTR_NOATIME = 0x00000010
 _MOUNT_ATTR_NOATIME_MASK = 0x00000070
 _MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
+_HARMLESS = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC | _MOUNT_ATTR_NOSYMFOLLOW
+"""Of a mount whose tree is hostile: nothing in it leads elsewhere, or is run, for programs that go by paths."""
 
 _CLONE_FS = 0x200
 _CLONE_NEWNS = 0x20000
@@ -85,6 +95,17 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _SYNC_FILE_RANGE_WRITE = 2
 _FICLONE = 0x40049409
+_OVERLAYFS_MAGIC = 0x794C7630
+_STATFS_BYTES = 256  # of struct statfs, which is shorter
+
+_AT_SYMLINK_NOFOLLOW = 0x100
+_STATX_STAMP = 0x80 | 0x100  # ctime, inode number
+_STATX = struct.Struct("=32xQ56xqI28xII")  # of struct statx: inode, ctime, device
+_statx_buffer = ctypes.create_string_buffer(256)
+
+Stamp = tuple[int, int, int, int, int]
+"""Of an entry: its inode number, ctime (seconds and nanoseconds) and device (major and minor)."""
+NO_STAMP: Stamp = (-1, -1, -1, -1, -1)
 
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_CONFIGURE = 0x4C0A
@@ -308,30 +329,37 @@ def is_in_use(target: bytes) -> bool:
 
 
 def clone_for_reading(fd: int, path: bytes) -> int:
-    """Return a descriptor of a private view of a directory that is read-only and follows no symlink.
+    """Return a descriptor of a private view of a directory that is read-only: no symlink leads anywhere, no device.
 
     The view appears in no mount table and ends with the descriptor. It holds the mounts below the directory.
 
     Raises:
         OSError: EPERM without CAP_SYS_ADMIN; ENOSYS or EINVAL before Linux 5.14.
     """
-    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE
-    view = _check(_libc.syscall(_SYS_OPEN_TREE, fd, ctypes.c_char_p(b""), flags), path)
-    attributes = struct.pack(
-        "QQQQ",
-        _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOATIME | _MOUNT_ATTR_NOSYMFOLLOW,
-        _MOUNT_ATTR_NOATIME_MASK,
-        _MS_PRIVATE,
-        0,
-    )
+    attributes = _MOUNT_ATTR_RDONLY | _HARMLESS
+    try:
+        return _clone_with(
+            fd, path, attributes | _MOUNT_ATTR_NOATIME, without=_MOUNT_ATTR_NOATIME_MASK, flags=AT_RECURSIVE
+        )
+    except PermissionError:  # in another user namespace, where a mount's way with atimes may not be changed
+        return _clone_with(fd, path, attributes, without=0, flags=AT_RECURSIVE)
+
+
+def clone_for_writing(fd: int, path: bytes) -> int:
+    """Return a view as `clone_for_reading` does that can be written, without the mounts below the directory.
+
+    Nothing can be renamed between the view and the directory itself.
+    """
+    return _clone_with(fd, path, _HARMLESS, without=0, flags=0)
+
+
+def _clone_with(fd: int, path: bytes, attributes: int, *, without: int, flags: int) -> int:
+    tree_flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | flags
+    view = _check(_libc.syscall(_SYS_OPEN_TREE, fd, ctypes.c_char_p(b""), tree_flags), path)
+    change = struct.pack("QQQQ", attributes, without, _MS_PRIVATE, 0)
     try:
         result = _libc.syscall(
-            _SYS_MOUNT_SETATTR,
-            view,
-            ctypes.c_char_p(b""),
-            AT_EMPTY_PATH | AT_RECURSIVE,
-            attributes,
-            len(attributes),
+            _SYS_MOUNT_SETATTR, view, ctypes.c_char_p(b""), AT_EMPTY_PATH | flags, change, len(change)
         )
         _check(result, path)
     except OSError:
@@ -378,7 +406,7 @@ def _open_attached(image_fd: int, devices: Iterable[str]) -> tuple[int, str] | N
     status = bytearray(_LOOP_STATUS.size)
     for device in devices:
         try:
-            device_fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+            device_fd = _open_loop(device)
         except OSError:
             continue
         with suppress(OSError):
@@ -398,7 +426,7 @@ def _attach(image_fd: int) -> tuple[int, str]:
     try:
         for attempt in range(_LOOP_TRIES):
             device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
-            device_fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+            device_fd = _open_loop(device)
             try:
                 fcntl.ioctl(device_fd, _LOOP_CONFIGURE, config)
             except OSError as error:
@@ -411,6 +439,17 @@ def _attach(image_fd: int) -> tuple[int, str]:
     finally:
         os.close(control)
     raise OSError(errno.EBUSY, "no free loop device", "/dev/loop-control")
+
+
+def _open_loop(device: str) -> int:
+    try:
+        return os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # in a container nobody makes the nodes of new devices
+        with open(f"/sys/block/{os.path.basename(device)}/dev") as file:
+            major, _, minor = file.read().strip().partition(":")
+        with suppress(FileExistsError):
+            os.mknod(device, stat.S_IFBLK | 0o600, os.makedev(int(major), int(minor)))
+        return os.open(device, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def take_own_cwd() -> bool:
@@ -476,10 +515,20 @@ def clear_ambient() -> None:
 def write_out(fd: int) -> None:
     """Begin to write all of a file's changed pages to disk: a later write through a mapping is stamped.
 
-    It waits only for pages that are being written already: they would be passed over, and could be changed unseen.
+    It waits only for pages that are being written already: they would be passed over, and could be changed unseen. On
+    an overlay, whose files have no pages of their own, it waits for all.
     """
+    if _is_on_overlay(fd):
+        os.fdatasync(fd)
+        return
     flags = _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE
     _check(_libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), flags), str(fd))
+
+
+def _is_on_overlay(fd: int) -> bool:
+    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+    _check(_libc.fstatfs(fd, buffer), str(fd))
+    return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) == _OVERLAYFS_MAGIC
 
 
 def reflink(source: int, target: int) -> None:
@@ -494,6 +543,33 @@ def reflink(source: int, target: int) -> None:
 def sync_filesystem(fd: int, path: str) -> None:
     """Write all changes of the filesystem that a descriptor is on to disk; see syncfs(2)."""
     _check(_libc.syncfs(fd), path)
+
+
+def stamp(fd: int, name: bytes) -> Stamp:
+    """Return the stamp of an entry of an open directory; `NO_STAMP` where it cannot be told. No link is followed."""
+    if _held_libc.statx(fd, name, _AT_SYMLINK_NOFOLLOW, _STATX_STAMP, _statx_buffer):
+        return NO_STAMP
+    found: Stamp = _STATX.unpack_from(_statx_buffer)
+    return found
+
+
+def other_stamps(fd: int, names: Sequence[bytes], seen: Sequence[Stamp]) -> list[bytes]:
+    """Return the names in an open directory whose stamps are not those seen, or were not to be told.
+
+    As quick as Python can: the callers count microseconds. Not for several threads at a time.
+    """
+    statx, unpack, buffer = _held_libc.statx, _STATX.unpack_from, _statx_buffer
+    return [
+        name
+        for name, stamp in zip(names, seen, strict=True)
+        if statx(fd, name, _AT_SYMLINK_NOFOLLOW, _STATX_STAMP, buffer) or unpack(buffer) != stamp
+    ]
+
+
+def status_of_stamp(stamp: Stamp) -> tuple[int, int, int]:
+    """Return the device, inode number and ctime in nanoseconds that a stamp tells."""
+    inode, seconds, nanoseconds, major, minor = stamp
+    return (os.makedev(major, minor) if stamp != NO_STAMP else -1), inode, seconds * 1_000_000_000 + nanoseconds
 
 
 def mount_id(fd: int) -> int:

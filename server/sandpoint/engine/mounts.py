@@ -32,7 +32,16 @@ def list_mounts(process: str = "self") -> list[Mount]:
         OSError: The process is gone.
     """
     with open(f"/proc/{process}/mountinfo", "rb") as table:
-        return [_parse(line) for line in table]
+        return parse_mounts(table)
+
+
+def parse_mounts(table: Iterable[bytes]) -> list[Mount]:
+    """Return what the lines of such a table say.
+
+    Raises:
+        ValueError, IndexError: It is none.
+    """
+    return [_parse(line) for line in table]
 
 
 def _parse(line: bytes) -> Mount:
@@ -43,7 +52,7 @@ def _parse(line: bytes) -> Mount:
         int(left[0]),
         left[2].decode(),
         _unescape(left[4]),
-        right[0].decode(),
+        right[0].decode("utf-8", "replace"),
         _unescape(right[1]).decode("utf-8", "replace"),
     )
 

@@ -20,8 +20,9 @@ from sandpoint.engine import linux, mounts, tools
 from sandpoint.engine.directory import is_within
 from sandpoint.engine.layers import fuse_mount_layer, fuse_run, fuse_unmount, mounted_layers
 from sandpoint.engine.mounts import Mount
+from sandpoint.engine.removal import remove_tree
 from sandpoint.engine.roots import OVERLAY_PREFIX, Root
-from sandpoint.engine.state import State, read_note, remove_tree, unmount_below, write_over
+from sandpoint.engine.state import State, read_note, unmount_below, write_over
 from sandpoint.engine.tools import Check
 from sandpoint.errors import BackupRestoreError
 
@@ -167,12 +168,15 @@ class Overlay:
         os.makedirs(self.scratch, exist_ok=True)
         with self.opened(self.record.dir) as fd:
             self._root.take_mount(fd, os.fsencode(self.scratch))
+            if not self.is_aside:
+                linux.detach(os.fsencode(self.scratch))
+                raise OSError(errno.ESTALE, "something else was mounted on the directory meanwhile")
             self._root.detach(fd)
 
     def move_into_place(self) -> None:
         """Move its mount, by the kernel, from our folder onto its directory."""
         with self.opened(self.record.dir) as fd:
-            self._root.put_mount(os.fsencode(self.scratch), fd)
+            self._root.put_mount(os.fsencode(self.scratch), fd, self.record.dir)
         linux.detach(os.fsencode(self.scratch))
 
     @contextmanager

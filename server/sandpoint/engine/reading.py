@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from sandpoint.engine import tools, transfer
 from sandpoint.engine.compare import read_manifest
-from sandpoint.engine.copies import open_regular
+from sandpoint.engine.contents import open_regular
 from sandpoint.engine.differences import kind_of
 from sandpoint.engine.layers import opened_layer
 from sandpoint.engine.manifest import Entry, Manifest, display, paths_named

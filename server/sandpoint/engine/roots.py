@@ -5,6 +5,7 @@ Every access to a directory that is backed up or restored, as opposed to folders
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 from sandpoint.engine import linux, mounts
@@ -47,7 +48,23 @@ class Root(Protocol):
         ...
 
     def clone_for_reading(self, fd: int, path: bytes) -> int:
-        """Return a descriptor of a private view of a directory below it; see `linux.clone_for_reading`."""
+        """Return a descriptor of a private view of a directory below it; see `linux.clone_for_reading`.
+
+        Where there can be none, it is one of the directory itself, if whoever writes there can read no less than we.
+
+        Raises:
+            OSError: There can be none, and must be.
+        """
+        ...
+
+    def clone_for_writing(self, fd: int) -> int:
+        """Return a descriptor of a folder of ours below it, for programs that write there by paths.
+
+        It is a view (see `linux.clone_for_writing`) where others can write in the folder too.
+
+        Raises:
+            OSError: There can be none, and must be.
+        """
         ...
 
     def view_for_programs(self) -> int | None:
@@ -60,8 +77,12 @@ class Root(Protocol):
         """
         ...
 
-    def put_mount(self, source: bytes, fd: int) -> None:
-        """Make the mount at a path of our own appear on an open directory below the root too."""
+    def put_mount(self, source: bytes, fd: int, path: str) -> None:
+        """Make the mount at a path of our own appear on an open directory below the root too.
+
+        Raises:
+            OSError: ESTALE where that directory is not at its path any more; nothing is mounted.
+        """
         ...
 
     def take_mount(self, fd: int, target: bytes) -> None:
@@ -105,14 +126,21 @@ class HostRoot:
         return mount.fstype in mounts.STAMPED_FILESYSTEMS
 
     def clone_for_reading(self, fd: int, path: bytes) -> int:
-        """Return a view of a directory; see `linux.clone_for_reading`."""
-        return linux.clone_for_reading(fd, path)
+        """Return a view of a directory, or the directory itself."""
+        try:
+            return linux.clone_for_reading(fd, path)
+        except OSError:
+            return os.dup(fd)  # an ordinary user: whoever may swap links here can read no more than we
+
+    def clone_for_writing(self, fd: int) -> int:
+        """Return the folder itself: it is closed to all but us."""
+        return os.dup(fd)
 
     def view_for_programs(self) -> None:
         """Return none: it is the user's own."""
         return
 
-    def put_mount(self, source: bytes, fd: int) -> None:
+    def put_mount(self, source: bytes, fd: int, path: str) -> None:
         """Bind a mount to an open directory."""
         linux.bind(source, b"/proc/self/fd/%d" % fd)
 
@@ -134,18 +162,19 @@ HOST = HostRoot()
 class ContainerRoot:
     """The root of a container that runs on this machine; for the superuser."""
 
-    def __init__(self, pid: int, *, stamped: bool) -> None:
+    def __init__(self, pid: int, *, stamped: bool, is_right: Callable[[], bool] = lambda: True) -> None:
         """Enter a container by its first process.
 
         Args:
             pid: Its number.
+            is_right: Whether that is still the number of that process; see `Visitor`.
             stamped: Whether the layers of the container's own filesystem lie where every change moves a file's ctime.
 
         Raises:
             OSError: It is gone, or may not be entered.
         """
         self._stamped = stamped
-        self._visitor = Visitor(pid)
+        self._visitor = Visitor(pid, is_right)
 
     @property
     def is_alive(self) -> bool:
@@ -192,6 +221,10 @@ class ContainerRoot:
         """Return a view of a directory; see `linux.clone_for_reading`."""
         return self._visitor.view(fd)
 
+    def clone_for_writing(self, fd: int) -> int:
+        """Return a view of a folder: the container's root may be what we are, and exchanges what is in it."""
+        return self._visitor.view_to_write(fd)
+
     def view_for_programs(self) -> int:
         """Return a view of all of it."""
         top = self.open("/", os.O_PATH | os.O_DIRECTORY)
@@ -200,7 +233,7 @@ class ContainerRoot:
         finally:
             os.close(top)
 
-    def put_mount(self, source: bytes, fd: int) -> None:
+    def put_mount(self, source: bytes, fd: int, path: str) -> None:
         """Make a mount of ours appear in the container."""
         place = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -209,8 +242,15 @@ class ContainerRoot:
             os.close(place)
         try:
             self._visitor.attach(mount, fd)
+            if not self._is_on_top(mount, path):
+                self._visitor.detach(mount)
+                raise OSError(errno.ESTALE, "the directory was moved, or something was mounted on it, meanwhile")
         finally:
             os.close(mount)
+
+    def _is_on_top(self, mount: int, path: str) -> bool:
+        there = mounts.mounts_at(os.fsencode(path), self.mounts())
+        return bool(there) and there[-1].id == linux.mount_id(mount)
 
     def take_mount(self, fd: int, target: bytes) -> None:
         """Make a mount of the container appear at a path of ours."""
@@ -279,6 +319,10 @@ class FolderRoot:
         """Return a view of a directory; see `linux.clone_for_reading`."""
         return linux.clone_for_reading(fd, path)
 
+    def clone_for_writing(self, fd: int) -> int:
+        """Return the folder itself: the container cannot reach it."""
+        return os.dup(fd)
+
     def view_for_programs(self) -> int:
         """Return a view of all of it."""
         top = self.open("/", os.O_PATH | os.O_DIRECTORY)
@@ -287,7 +331,7 @@ class FolderRoot:
         finally:
             os.close(top)
 
-    def put_mount(self, source: bytes, fd: int) -> None:
+    def put_mount(self, source: bytes, fd: int, path: str) -> None:
         """Refuse."""
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), self.folder)
 

@@ -18,8 +18,8 @@ from functools import cached_property
 import msgspec
 
 from sandpoint.engine import linux
-from sandpoint.engine.contents import same_bytes
-from sandpoint.engine.copies import copy_content, open_regular, stage
+from sandpoint.engine.contents import open_regular, same_bytes
+from sandpoint.engine.copies import copy_content, stage
 from sandpoint.engine.directory import create_directory
 from sandpoint.engine.ignore import Rules
 from sandpoint.engine.inplace import Compared, carry_out, is_closed, open_up, refuse_conflicts

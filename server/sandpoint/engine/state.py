@@ -13,18 +13,18 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
-from sandpoint.engine import linux, mounts, tools
+from sandpoint.engine import linux, mounts
 from sandpoint.engine.directory import INSIDE
 from sandpoint.engine.layers import fuse_unmount
 from sandpoint.engine.relay import Relay
+from sandpoint.engine.removal import remove_tree
 from sandpoint.engine.roots import HOST, Root
 from sandpoint.engine.turns import Ticket
 from sandpoint.errors import SandboxUnavailableError
@@ -263,35 +263,55 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+@dataclass(frozen=True)
+class Staging:
+    """A folder from which files can be renamed into a directory, by two paths."""
+
+    path: str
+    """Where files are renamed from."""
+    filled_at: str
+    """Where they are put by programs: no symlink leads out of there, whoever else can write in the folder."""
+
+
 @contextmanager
-def staging_folder(root: int, directory: str, work: str) -> Iterator[str]:
+def staging_folder(root: Root, fd: int, directory: str, work: str) -> Iterator[Staging]:
     """Yield a new folder from which files can be renamed into a directory.
 
     That is the operation's own folder where it lies on the same mount. Else it is made inside the directory, under
     a name noted beforehand, so that the next operation clears it away should this one die.
+
+    Args:
+        root: Where the directory is.
+        fd: The directory.
+        directory: Its path.
+        work: The operation's own folder.
     """
     work_fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        inside = not mounts.same_mount(root, work_fd)
+        inside = not mounts.same_mount(fd, work_fd)
     finally:
         os.close(work_fd)
     if not inside:
         folder = os.path.join(work, "staging")
         os.mkdir(folder, 0o700)
-        yield folder
+        yield Staging(folder, folder)
         return
     name = f".sandpoint-{uuid.uuid4().hex}"
     with open(os.path.join(work, _INSIDE_NOTE), "x") as note:
         json.dump({"path": f"{directory}/{name}"}, note)
         note.flush()
         os.fsync(note.fileno())
-    os.mkdir(name, 0o700, dir_fd=root)
+    os.mkdir(name, 0o700, dir_fd=fd)
     try:
-        with _opened_own(root, name) as fd:
-            # By descriptor: whoever owns the directory can put a link where the folder was.
-            yield f"/proc/self/fd/{fd}"
+        with _opened_own(fd, name) as own:
+            view = root.clone_for_writing(own)
+            try:
+                # By descriptor: whoever owns the directory can put a link where the folder was.
+                yield Staging(f"/proc/self/fd/{own}", f"/proc/self/fd/{view}")
+            finally:
+                os.close(view)
     finally:
-        remove_tree(f"/proc/self/fd/{root}/{name}")
+        remove_tree(f"/proc/self/fd/{fd}/{name}")
 
 
 @contextmanager
@@ -324,36 +344,3 @@ def unmount_below(folder: str) -> None:
             fuse_unmount(os.fsdecode(mount.point))
         else:
             linux.detach(mount.point)
-
-
-def remove_tree(path: str) -> None:
-    """Remove a tree of our own, whatever the modes of what was staged in it.
-
-    Raises:
-        OSError: Something in it cannot be removed.
-    """
-
-    def make_writable(_remove: Callable[..., object], failed: str, error: tuple[type, BaseException, object]) -> None:
-        if isinstance(error[1], FileNotFoundError):
-            return
-        if failed != path:
-            _open_up(os.path.dirname(failed))
-        if os.path.isdir(failed) and not os.path.islink(failed):
-            _open_up(failed)
-            shutil.rmtree(failed)
-        else:
-            os.unlink(failed)
-
-    try:
-        shutil.rmtree(path, onerror=make_writable)
-    except RecursionError:  # Python's goes down a call for each level, and a hostile tree has more
-        tools.run(["rm", "-rf", "--", path], check=lambda: None, ok=(0, 1))
-
-
-def _open_up(folder: str) -> None:
-    # Not by its path: where others may write, a link to elsewhere can have taken its place.
-    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(os.fstat(fd).st_mode) | stat.S_IRWXU)
-    finally:
-        os.close(fd)

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from itertools import count
 from typing import IO, Protocol
 
 PACKAGES = {
@@ -33,6 +34,10 @@ ENVIRONMENT = {
 """Nothing else is passed on: neither variables that bend a program's behaviour, nor secrets."""
 
 _CHECK_EVERY_MS = 50
+_LOOK_EVERY = 10
+"""Checks from one look at what a program waits for to the next."""
+_OPENING_A_PIPE = frozenset({b"wait_for_partner", b"fifo_open"})
+"""Where in the kernel a thread waits that has opened a named pipe whose other end nobody opens."""
 _KEPT_OUTPUT = 64 << 10
 
 Check = Callable[[], None]
@@ -159,8 +164,15 @@ class Tool:
         try:
             poller = select.poll()
             poller.register(pidfd, select.POLLIN)
-            while not poller.poll(_CHECK_EVERY_MS):
+            for look in count(1):
+                if poller.poll(_CHECK_EVERY_MS):
+                    break
                 check()
+                if look % _LOOK_EVERY == 0 and _waits_for_pipe(self._process.pid):
+                    raise ToolFailedError(
+                        f"{self.name} was stopped: it met a named pipe that came in the place of a file, and would "
+                        "wait for ever; end what changes the directory, or try again"
+                    )
         finally:
             os.close(pidfd)
         self._process.wait()
@@ -196,6 +208,16 @@ def run(
 def run_daemon(argv: Sequence[str], *, check: Check) -> None:
     """Run a program that puts itself into the background, until it has."""
     Tool(argv, outlives_us=True).finish(check)
+
+
+def _waits_for_pipe(pid: int) -> bool:
+    """Whether a thread of a process waits until somebody opens the other end of a named pipe."""
+    with suppress(OSError):  # it has ended, or keeps that to itself
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/wchan", "rb") as waiting:
+                if waiting.read() in _OPENING_A_PIPE:
+                    return True
+    return False
 
 
 def _describe(status: int) -> str:

@@ -155,7 +155,7 @@ def changed_since(
     source, target = looked.source, looked.target
     for entry in made:
         source[entry.path] = entry
-        target.update((each.path, each) for each in _entries(now, entry.path, Rules(), [], whole=False))
+        target.update((each.path, each) for each in entries_at(now, entry.path, Rules(), [], whole=False))
     if links is not None:
         _link(source, ([path for path in group if path in source] for group in links))
         _link(target, _groups(target, now))
@@ -206,11 +206,11 @@ class _Looked:
 
         The first may have taken a name that there was before; the second are no longer linked, changed or not.
         """
-        moved = {each for path in self.target if links and (each := _inode(self._now, path)) is not None}
+        moved = {each for path in self.target if links and (each := inode_of(self._now, path)) is not None}
         for group in links:
             is_touched = any(path in self.source or path in self.target for path in group)
             for path in group:
-                if path not in self.target and (is_touched or (moved and _inode(self._now, path) in moved)):
+                if path not in self.target and (is_touched or (moved and inode_of(self._now, path) in moved)):
                     self._at(path, whole=False)
 
     def at_ancestors(self) -> None:
@@ -225,9 +225,9 @@ class _Looked:
             self.source[path] = known[path]
         else:
             # What has come to be excluded is no more: of the tree before, all counts.
-            found = _entries(self._before, path, Rules(), [], whole=whole)
+            found = entries_at(self._before, path, Rules(), [], whole=whole)
             self.source.update((entry.path, known.get(entry.path, entry)) for entry in found)
-        found = _entries(self._now, path, self._rules, self.excluded, whole=whole)
+        found = entries_at(self._now, path, self._rules, self.excluded, whole=whole)
         self.target.update((entry.path, entry) for entry in found)
 
 
@@ -319,12 +319,16 @@ def _one(root: int, path: bytes) -> Entry:
         holders.close()
 
 
-def _inode(root: int, path: bytes) -> tuple[int, int] | None:
+def inode_of(root: int, path: bytes) -> tuple[int, int] | None:
     """Return what is the same for all hard links of a file that has several, None for other entries."""
     try:
-        status = os.stat(path, dir_fd=root, follow_symlinks=False)
+        fd = linux.openat2(path or b".", os.O_PATH | os.O_NOFOLLOW, dir_fd=root, resolve=INSIDE)
     except OSError:
         return None
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
     return None if stat.S_ISDIR(status.st_mode) or status.st_nlink < 2 else (status.st_dev, status.st_ino)
 
 
@@ -332,7 +336,7 @@ def _groups(entries: Mapping[bytes, Entry], root: int) -> Collection[list[bytes]
     """Return the hard links among entries of an open directory."""
     groups: dict[tuple[int, int], list[bytes]] = {}
     for path, entry in entries.items():
-        if not entry.is_dir and (inode := _inode(root, path)) is not None:
+        if not entry.is_dir and (inode := inode_of(root, path)) is not None:
             groups.setdefault(inode, []).append(path)
     return groups.values()
 
@@ -386,7 +390,20 @@ def _kind(fd: int, name: str) -> tuple[bool, bool]:
     return True, not any(mark.startswith(_MARKS) and mark.endswith((".opaque", ".redirect")) for mark in marks)
 
 
-def _entries(root: int, path: bytes, rules: Rules, excluded: list[bytes], *, whole: bool) -> Iterator[Entry]:
+def entries_at(root: int, path: bytes, rules: Rules, excluded: list[bytes], *, whole: bool) -> Iterator[Entry]:
+    """Yield what is at a path below an open directory, if anything: whatever its hard links.
+
+    Args:
+        root: The directory.
+        path: Within it.
+        rules: What is left out.
+        excluded: Paths that are left out are added to it.
+        whole: With all that lies below.
+
+    Raises:
+        UnreadableError: An entry may not be read.
+        OSError: The filesystem failed.
+    """
     holders = Holders(root, resolve=INSIDE)
     try:
         holder, name = holders.of(path)

@@ -13,23 +13,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 
-from sandpoint.engine import linux
+from sandpoint.engine.visiting import ATTACH, CLONE, DETACH, READY, VIEW, WRITE
 
-CLONE, VIEW, ATTACH, DETACH, READY = b"clone", b"view", b"attach", b"detach", b"ready"
 _START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from sandpoint.engine.visitor import serve; "
-    "serve(*map(int, sys.argv[2:]))"
+    "import sys; package = type(sys)('sandpoint'); package.__path__ = [sys.argv[1]]; "
+    "sys.modules['sandpoint'] = package; from sandpoint.engine.visiting import serve; serve(*map(int, sys.argv[2:]))"
 )
+"""The package itself, whose names are for others, takes half of the time to load."""
 _WAIT_S = 20.0
 
 
 class Visitor:
     """The engine's side: starts the process, and asks it."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, is_right: Callable[[], bool] = lambda: True) -> None:
         """Start it in the mount namespace of a process.
+
+        Args:
+            pid: Its number.
+            is_right: Asked whether the number is that of the process that is meant: it may have ended, and the number
+                have been given to another.
 
         Raises:
             OSError: The process is gone (ESRCH), or its namespace may not be entered.
@@ -39,11 +43,12 @@ class Visitor:
         self._lock = threading.Lock()
         ours.settimeout(_WAIT_S)
         try:
-            pidfd = os.pidfd_open(pid)
+            self._pidfd = os.pidfd_open(pid)
             try:
-                self._process = self._start(pid, pidfd, theirs)
-            finally:
-                os.close(pidfd)
+                self._process = self._start(pid, self._pidfd, theirs, is_right)
+            except BaseException:
+                os.close(self._pidfd)
+                raise
         except BaseException:
             ours.close()
             raise
@@ -56,11 +61,13 @@ class Visitor:
             raise
 
     @staticmethod
-    def _start(pid: int, pidfd: int, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    def _start(pid: int, pidfd: int, theirs: socket.socket, is_right: Callable[[], bool]) -> subprocess.Popen[bytes]:
         namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if not is_right() or _has_ended(pidfd):  # alive: all that was asked is of one process
+                raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
             fds = (theirs.fileno(), namespace, pidfd)
-            home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+            home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _START, home, *map(str, fds)],
                 stdin=subprocess.DEVNULL,
@@ -80,8 +87,8 @@ class Visitor:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it, and with it the container, is still there."""
-        return self._process.poll() is None
+        """Whether it and the container's first process are still there."""
+        return self._pidfd >= 0 and self._process.poll() is None and not _has_ended(self._pidfd)
 
     def clone(self, fd: int) -> int:
         """Return a mount that appears nowhere, of the mount whose top is an open directory."""
@@ -90,6 +97,10 @@ class Visitor:
     def view(self, fd: int) -> int:
         """Return what `linux.clone_for_reading` does."""
         return self._ask_for_fd(VIEW, fd)
+
+    def view_to_write(self, fd: int) -> int:
+        """Return what `linux.clone_for_writing` does."""
+        return self._ask_for_fd(WRITE, fd)
 
     def attach(self, mount: int, fd: int) -> None:
         """Mount what appears nowhere on an open directory."""
@@ -120,7 +131,11 @@ class Visitor:
 
     def close(self) -> None:
         """End it, and wait until it has ended."""
+        if self._pidfd < 0:
+            return
         self._socket.close()
+        os.close(self._pidfd)
+        self._pidfd = -1
         try:
             self._process.wait(timeout=_WAIT_S)
         except subprocess.TimeoutExpired:
@@ -128,49 +143,7 @@ class Visitor:
             self._process.wait()
 
 
-def serve(connection: int, namespace: int, pidfd: int) -> None:
-    """Enter a mount namespace and answer the engine, until it or the container ends. For a process of its own."""
-    asked = socket.socket(fileno=connection)
-    sys.path.clear()  # from here on a module would be loaded from the container's files
-    sys.meta_path.clear()
-    entered = _number_of(lambda: linux.join_mount_namespace(namespace))
-    os.close(namespace)
+def _has_ended(pidfd: int) -> bool:
     poller = select.poll()
-    poller.register(asked, select.POLLIN)
     poller.register(pidfd, select.POLLIN)
-    while True:
-        ready = dict(poller.poll())
-        if pidfd in ready:
-            return
-        what, fds, _, _ = socket.recv_fds(asked, 64, 2, socket.MSG_CMSG_CLOEXEC)
-        if not what:
-            return
-        number, made = (entered, []) if entered else _answer(what, fds)
-        with suppress(BrokenPipeError):
-            socket.send_fds(asked, [b"%d" % number], made)
-        for fd in (*fds, *made):
-            os.close(fd)
-
-
-def _answer(what: bytes, fds: list[int]) -> tuple[int, list[int]]:
-    made: list[int] = []
-
-    def do() -> None:
-        if what == CLONE:
-            made.append(linux.clone_mount(fds[0]))
-        elif what == VIEW:
-            made.append(linux.clone_for_reading(fds[0], b""))
-        elif what == ATTACH:
-            linux.move_mount(fds[0], fds[1])
-        elif what == DETACH:
-            linux.detach_cwd(fds[0])
-
-    return _number_of(do), made
-
-
-def _number_of(work: Callable[[], None]) -> int:
-    try:
-        work()
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
+    return bool(poller.poll(0))
