@@ -90,7 +90,11 @@ def _overlays(state: State) -> list[Capability]:
             available=False,
             needed_for="what was open before the mount went",
             detail=f"backup {overlay.record.backup_id}; what was written is kept in {overlay.upper}",
-            remedy=f"sandpoint restore {overlay.record.backup_id} --mode overlay, or sandpoint prune to drop it",
+            remedy="restore it again, or prune to drop what was written",
+            commands=(
+                ("restore", overlay.record.backup_id, "--to", overlay.record.dir, "--mode", "overlay"),
+                ("prune",),
+            ),
         )
         for overlay in orphans(state)
     ]

@@ -3,16 +3,18 @@
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from sandpoint.engine import tools, transfer
-from sandpoint.engine.capture_deltas import capture_delta
+from sandpoint.engine.capture_deltas import capture_delta, is_proven
 from sandpoint.engine.capture_full import capture_full
 from sandpoint.engine.directory import is_within
+from sandpoint.engine.freezing import Freezer, paused
 from sandpoint.engine.ignore import GitError
 from sandpoint.engine.index import Index, write_index
 from sandpoint.engine.made import Made, layer_file, manifest_file
 from sandpoint.engine.manifest import Manifest, display
-from sandpoint.engine.place import opened_place
+from sandpoint.engine.place import Place, opened_place
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.walk import UnreadableError
@@ -23,11 +25,20 @@ Ask = Callable[[FileRole, StoredFile], WriteGrant]
 """Asked for leave to write a file, once its size and digest are known."""
 
 
-def capture(request: CaptureRequest, state: State, monitor: Monitor, ask: Ask) -> Captured:
+def capture(
+    request: CaptureRequest, state: State, monitor: Monitor, ask: Ask, freezer: Freezer | None = None
+) -> Captured:
     """Capture a directory, and send what was made through the grants that are given for it.
 
     That is a delta where the request names a parent that is whole, and little has changed since; nothing at all where
     nothing has changed; else a full layer.
+
+    Args:
+        request: What to capture.
+        state: The state directory.
+        monitor: Told of progress; may stop it.
+        ask: Asked for a grant for each file.
+        freezer: Stops all that writes to the directory, for as short as can be, if the request says so.
 
     Raises:
         InvalidBackupConfigError: The directory or a pattern is not fit.
@@ -37,8 +48,8 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor, ask: Ask) -
     with opened_place(state, request.dir) as place, state.working() as work:
         request = request.model_copy(update={"staging": request.staging or work})
         try:
-            made = capture_delta(request, place, state, work, monitor) or capture_full(
-                request, place, state, work, monitor
+            made = capture_delta(request, place, state, work, monitor, freezer) or _capture_full(
+                request, place, state, work, monitor, freezer
             )
             monitor.progress("storing", 0)
             layer, manifest = _send(request, made, state, monitor, ask)
@@ -62,7 +73,18 @@ def capture(request: CaptureRequest, state: State, monitor: Monitor, ask: Ask) -
             total_bytes=made.total_bytes,
             unstable_paths=tuple(display(path) for path in made.header.unstable),
             skipped_mounts=tuple(display(path) for path in made.header.mounts),
+            frozen_seconds=made.frozen_seconds,
         )
+
+
+def _capture_full(
+    request: CaptureRequest, place: Place, state: State, work: str, monitor: Monitor, freezer: Freezer | None
+) -> Made:
+    if freezer is None or (request.freeze == "if_little" and is_proven(place)):
+        return capture_full(request, place, state, work, monitor)
+    with paused(freezer) as pause:
+        made = capture_full(request, place, state, work, monitor)
+    return replace(made, frozen_seconds=pause.seconds)
 
 
 def _send(

@@ -2,17 +2,29 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 
 import msgspec
 
 from sandpoint.engine import transfer
 from sandpoint.engine.chain import Chain
-from sandpoint.engine.contents import always, differing
+from sandpoint.engine.contents import Roots, always, differing
 from sandpoint.engine.delta import Delta, build
+from sandpoint.engine.freezing import (
+    Copies,
+    Freezer,
+    files_of,
+    look_again,
+    paused,
+    settled_before,
+    unproven,
+    write_out_itself,
+    write_out_upper,
+)
 from sandpoint.engine.ignore import Rules, git_ignored
 from sandpoint.engine.index import read_index
 from sandpoint.engine.made import ATTEMPTS, Made, covered, layer_file, made_of
@@ -20,6 +32,7 @@ from sandpoint.engine.manifest import Entry, Header, Manifest, layers_with, read
 from sandpoint.engine.overlay import Overlay, shown_by
 from sandpoint.engine.place import Place
 from sandpoint.engine.plan import Comparison, make_plan
+from sandpoint.engine.stamps import Stamps
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.upper import Changed, Past, changed_since, delta_manifest, made_anew
@@ -33,16 +46,23 @@ _FEW_BYTES = 1 << 20
 than in proportion (20 entries 9 ms, 64,000 half a minute)."""
 
 
-def capture_delta(request: CaptureRequest, place: Place, state: State, work: str, monitor: Monitor) -> Made | None:
+def is_proven(place: Place) -> bool:
+    """Whether stamps prove of a directory what was written to."""
+    return place.stamps or place.upper_is_stamped()
+
+
+def capture_delta(
+    request: CaptureRequest, place: Place, state: State, work: str, monitor: Monitor, freezer: Freezer | None
+) -> Made | None:
     """Capture what changed since the parent; None where a full layer is better."""
     parent = request.parent
-    if parent is None:
+    if parent is None or (freezer is not None and not is_proven(place)):
         return None
     check = monitor.check
     try:
         transfer.assure((*parent.layers, *parent.manifests), state, check)
         if place.overlay is not None:
-            return _on_overlay(request, parent, place.overlay, place, state, work, monitor)
+            return _on_overlay(request, parent, place.overlay, place, state, work, monitor, freezer)
         if not place.stamps:
             return None  # every file would have to be compared with the layers, which takes longer than a full capture
         index = read_index(state, request.dir)
@@ -50,7 +70,10 @@ def capture_delta(request: CaptureRequest, place: Place, state: State, work: str
         tree = index.tree if index is not None and known else transfer.fetch_manifest(parent.manifests, state, check)
         chain = Chain(lambda: transfer.fetch_all(parent.layers, state, check), tree, work, check)
         to_fetch = transfer.bytes_to_fetch(parent.layers, state)
-        made = _capture_since(request, tree, chain, place, state, monitor, to_fetch=to_fetch)
+        if freezer is None:
+            made = _capture_since(request, tree, chain, place, state, monitor, to_fetch=to_fetch)
+        else:
+            made = _frozen_since(request, tree, chain, place, state, work, monitor, freezer, to_fetch=to_fetch)
         return replace(made, tree=None) if known and made is not None and made.tree is tree else made
     except (BackupIntegrityError, StoreUnavailableError):
         return None  # nothing is built on what is damaged
@@ -66,10 +89,7 @@ def _capture_since(
     *,
     to_fetch: int,
 ) -> Made | None:
-    ignored = git_ignored(place, monitor.check) if request.use_gitignore else frozenset()
-    rules = Rules(request.excludes, paths=ignored, cover=covered(request, state, monitor))
-    below = 0 if request.parent is None else len(request.parent.layers)
-
+    rules = _rules(request, place, state, monitor)
     comparison = Comparison(owners=True)
 
     def differ(doubtful: list[Entry]) -> set[bytes]:
@@ -84,20 +104,10 @@ def _capture_since(
 
     moved: dict[bytes, int] = {}
     for _ in range(ATTEMPTS):
-        present = walk_tree(
-            place.fd,
-            rules,
-            started_ns=time.time_ns(),
-            stamps=True,
-            boundaries=place.boundaries,
-            known=parent,
-            counted=lambda count: monitor.progress("reading", count, len(parent.entries)),
-        )
+        present = _walk(parent, place, rules, monitor)
         plan = make_plan(parent, present, differ=differ, comparison=comparison)
         if plan.is_empty:
-            is_known = all(parent.entries.get(path) is entry for path, entry in present.entries.items())
-            tree = parent if is_known else Manifest(present.header, present.entries, parent.layers)
-            return made_of("delta", None, tree, stored=None)
+            return _unchanged(parent, present)
         delta = Delta(plan, present)
         if not _is_worth(delta, len(parent.entries), sum(entry.size for entry in parent.entries.values())):
             return None
@@ -105,7 +115,34 @@ def _capture_since(
         moved = _build_delta(delta, request, place, monitor, written=place.fd)
         if not moved:
             break
-    present = _as_delta_has_it(present, moved)
+    return _sealed_since(request, parent, _as_delta_has_it(present, moved), delta, monitor)
+
+
+def _rules(request: CaptureRequest, place: Place, state: State, monitor: Monitor) -> Rules:
+    ignored = git_ignored(place, monitor.check) if request.use_gitignore else frozenset()
+    return Rules(request.excludes, paths=ignored, cover=covered(request, state, monitor))
+
+
+def _walk(parent: Manifest, place: Place, rules: Rules, monitor: Monitor) -> Manifest:
+    return walk_tree(
+        place.fd,
+        rules,
+        started_ns=time.time_ns(),
+        stamps=True,
+        boundaries=place.boundaries,
+        known=parent,
+        counted=lambda count: monitor.progress("reading", count, len(parent.entries)),
+    )
+
+
+def _unchanged(parent: Manifest, present: Manifest) -> Made:
+    is_known = all(parent.entries.get(path) is entry for path, entry in present.entries.items())
+    tree = parent if is_known else Manifest(present.header, present.entries, parent.layers)
+    return made_of("delta", None, tree, stored=None)
+
+
+def _sealed_since(request: CaptureRequest, parent: Manifest, present: Manifest, delta: Delta, monitor: Monitor) -> Made:
+    below = 0 if request.parent is None else len(request.parent.layers)
     with transfer.sealing(layer_file(request), monitor.check) as sealed:
         shown = beyond_squashfs(present.entries.values(), frozenset(present.header.mounts), delta=True)
         header = msgspec.structs.replace(present.header, beyond_squashfs=shown)
@@ -114,22 +151,111 @@ def _capture_since(
         return made_of("delta", sealed(), tree, stored=stored)
 
 
+def _frozen_since(
+    request: CaptureRequest,
+    parent: Manifest,
+    chain: Chain,
+    place: Place,
+    state: State,
+    work: str,
+    monitor: Monitor,
+    freezer: Freezer,
+    *,
+    to_fetch: int,
+) -> Made | None:
+    """As `_capture_since`, with a pause in which only what changed since the walk is copied.
+
+    The files whose bytes count were copied before it, and from the copies the layer is made after it.
+    """
+    check = monitor.check
+    rules = _rules(request, place, state, monitor)
+    comparison = Comparison(owners=True)
+    present = walked = _walk(parent, place, rules, monitor)
+    different: set[bytes] = set()
+
+    def compare(doubtful: list[Entry], tree: Roots, *, write_out: bool) -> set[bytes]:
+        if sum(entry.size for entry in doubtful) < to_fetch:
+            return {entry.path for entry in doubtful}
+        if not doubtful:
+            return set()
+        with chain.opened(doubtful) as kept:
+            return differing(tree, kept, doubtful, check, write_out=write_out)
+
+    def differ_before(doubtful: list[Entry]) -> set[bytes]:
+        alike = [entry for entry in doubtful if comparison.same(parent.entries[entry.path], entry)]
+        different.update(compare(alike, always(place.fd), write_out=True))
+        return different
+
+    delta = Delta(make_plan(parent, walked, differ=differ_before, comparison=comparison), walked)
+    if not _may_freeze(request, delta, len(parent.entries), sum(entry.size for entry in parent.entries.values())):
+        return None
+    with Copies(work) as copies:
+        copies.take(place.fd, files_of(delta.entries), check, write_out=write_out_itself)
+        with Stamps(place.fd, walked, check) as stamps, paused(freezer) as pause:
+            again = look_again(stamps, place.fd, walked, rules, check)
+            copies.take(place.fd, files_of(again.entries.values()), check)
+        present = again.applied_to(walked, files_of(again.entries.values()))
+
+        def differ(doubtful: list[Entry]) -> set[bytes]:
+            alike = [entry for entry in doubtful if comparison.same(parent.entries[entry.path], entry)]
+            known = {entry.path for entry in alike if walked.entries.get(entry.path) is entry}
+            lost = {entry.path for entry in alike if entry.path not in known and copies.of(entry) is None}
+            copied = [entry for entry in alike if entry.path not in known | lost]
+            return (known & different) | lost | compare(copied, copies, write_out=False)
+
+        plan = make_plan(parent, present, differ=differ, comparison=comparison)
+        if plan.is_empty:
+            return replace(_unchanged(parent, present), frozen_seconds=pause.seconds)
+        delta = Delta(plan, present)
+        if not _fits_tar(delta):
+            return None
+        monitor.progress("archiving", 0, len(delta.entries))
+        moved = _build_delta(delta, request, place, monitor, written=place.fd, copies=copies)
+    made = _sealed_since(request, parent, _as_delta_has_it(present, moved), delta, monitor)
+    return replace(made, frozen_seconds=pause.seconds)
+
+
 def _is_worth(delta: Delta, parent_entries: int, parent_bytes: int) -> bool:
     """Whether a delta is quick to build, and much smaller than a full layer would be."""
     return (
         len(delta.entries) + len(delta.whiteouts) <= max(_FEW_ENTRIES, min(_MANY_ENTRIES, parent_entries // 4))
         and delta.bytes <= max(_FEW_BYTES, parent_bytes // 2)
-        and not any(b"=" in name for entry in delta.entries for name in entry.xattrs or ())  # no tar file can say it
+        and _fits_tar(delta)
     )
 
 
+def _may_freeze(request: CaptureRequest, delta: Delta, parent_entries: int, parent_bytes: int) -> bool:
+    """Whether a frozen capture is to be a delta; one that must be frozen is, whatever it costs after the pause."""
+    if request.freeze == "always":
+        return _fits_tar(delta)
+    return _is_worth(delta, parent_entries, parent_bytes)
+
+
+def _fits_tar(delta: Delta) -> bool:
+    return not any(b"=" in name for entry in delta.entries for name in entry.xattrs or ())
+
+
 def _build_delta(
-    delta: Delta, request: CaptureRequest, place: Place, monitor: Monitor, *, written: int | None
+    delta: Delta,
+    request: CaptureRequest,
+    place: Place,
+    monitor: Monitor,
+    *,
+    written: int | None,
+    copies: Copies | None = None,
 ) -> dict[bytes, int]:
     out = layer_file(request)
     with suppress(FileNotFoundError):
         os.unlink(out)
-    return build(delta, root=place.fd, out=out, compression=request.compression, written=written, check=monitor.check)
+    return build(
+        delta,
+        root=place.fd,
+        out=out,
+        compression=request.compression,
+        written=written,
+        check=monitor.check,
+        copied=copies.of if copies is not None else lambda _entry: None,
+    )
 
 
 def _as_delta_has_it(present: Manifest, moved: Mapping[bytes, int]) -> Manifest:
@@ -152,6 +278,7 @@ def _on_overlay(
     state: State,
     work: str,
     monitor: Monitor,
+    freezer: Freezer | None,
 ) -> Made | None:
     """Capture what the upper layer of an overlay changed since the parent, at the cost of that alone."""
     layers = transfer.fetch_all(parent.layers, state, monitor.check)
@@ -165,54 +292,95 @@ def _on_overlay(
         with open(transfer.fetch(parent.manifests[-1], state, monitor.check), "rb") as file:
             header = read_header(file)
         past = _past(header, parent, overlay, layers, place, state, monitor)
-        return _capture_upper(request, parent, header, past, before, upper, place, state, monitor)
-
-
-def _capture_upper(
-    request: CaptureRequest,
-    parent: Parent,
-    header: Header,
-    past: Past,
-    before: int,
-    upper: int,
-    place: Place,
-    state: State,
-    monitor: Monitor,
-) -> Made | None:
-    ignored = git_ignored(place, monitor.check) if request.use_gitignore else frozenset()
-    rules = Rules(request.excludes, paths=ignored, cover=covered(request, state, monitor))
-    stamps = place.upper_is_stamped()
-    for _ in range(ATTEMPTS):
-        started = time.time_ns()
-        changed = changed_since(
+        look = partial(
+            changed_since,
             before,
             place.fd,
             [(b"", upper)],
             monitor.check,
-            rules=rules,
+            rules=_rules(request, place, state, monitor),
             links=header.hardlinks,
             made=made_anew(header),
             past=past,
         )
+        upon = _Upon(request, parent, header, past, before, upper, place, look, monitor)
+        if freezer is None:
+            return _capture_upper(upon)
+        return _frozen_upper(upon, work, freezer)
+
+
+@dataclass(frozen=True)
+class _Upon:
+    """What a capture of an overlay's upper layer is made of."""
+
+    request: CaptureRequest
+    parent: Parent
+    header: Header
+    past: Past
+    before: int
+    upper: int
+    place: Place
+    look: Callable[[], Changed]
+    monitor: Monitor
+
+
+def _capture_upper(upon: _Upon) -> Made | None:
+    stamps = upon.place.upper_is_stamped()
+    for _ in range(ATTEMPTS):
+        started = time.time_ns()
+        changed = upon.look()
         if changed.plan.is_empty:
-            return _grown(parent, past, changed, None, None, header)
+            return _grown(upon.parent, upon.past, changed, None, None, upon.header)
         delta = Delta(changed.plan, changed.now)
-        if not _is_worth(delta, parent.file_count, parent.total_bytes):
+        if not _is_worth(delta, upon.parent.file_count, upon.parent.total_bytes):
             return None
-        moved = _build_delta(delta, request, place, monitor, written=upper if stamps else None)
+        written = upon.upper if stamps else None
+        moved = _build_delta(delta, upon.request, upon.place, upon.monitor, written=written)
         if not moved:
             break
+    return _sealed_upper(upon, changed, delta, moved, started, stamps=stamps)
+
+
+def _frozen_upper(upon: _Upon, work: str, freezer: Freezer) -> Made | None:
+    """As `_capture_upper`, with a pause; see `_frozen_since`."""
+    check, place = upon.monitor.check, upon.place
+    started = time.time_ns()
+    changed = upon.look()
+    delta = Delta(changed.plan, changed.now)
+    if not _may_freeze(upon.request, delta, upon.parent.file_count, upon.parent.total_bytes):
+        return None
+    with Copies(work) as copies:
+        copies.take(place.fd, files_of(delta.entries), check, write_out=write_out_upper(upon.upper))
+        with paused(freezer) as pause:
+            changed = upon.look()
+            delta = Delta(changed.plan, changed.now)
+            files = [each for each in files_of(delta.entries) if not copies.has(each, settled_before(started))]
+            copies.take(place.fd, files, check)
+        if changed.plan.is_empty:
+            made = _grown(upon.parent, upon.past, changed, None, None, upon.header)
+        elif not _fits_tar(delta):
+            return None
+        else:
+            moved = _build_delta(delta, upon.request, place, upon.monitor, written=upon.upper, copies=copies)
+            changed = replace(changed, now=unproven(changed.now, files))
+            made = _sealed_upper(upon, changed, delta, moved, started, stamps=True)
+    return replace(made, frozen_seconds=pause.seconds)
+
+
+def _sealed_upper(
+    upon: _Upon, changed: Changed, delta: Delta, moved: Mapping[bytes, int], started: int, *, stamps: bool
+) -> Made:
     changed = replace(changed, now=_as_delta_has_it(changed.now, moved))
     now = msgspec.structs.replace(
-        header,
+        upon.header,
         started_ns=started,
         stamps=stamps,
-        device=os.fstat(place.fd).st_dev,
+        device=os.fstat(upon.place.fd).st_dev,
         unstable=tuple(sorted(moved)),
     )
-    stored = delta_manifest(now, changed, delta.brought, before, past)
-    with transfer.sealing(layer_file(request), monitor.check) as sealed:
-        return _grown(parent, past, changed, sealed(), stored.content, stored.header)
+    stored = delta_manifest(now, changed, delta.brought, upon.before, upon.past)
+    with transfer.sealing(layer_file(upon.request), upon.monitor.check) as sealed:
+        return _grown(upon.parent, upon.past, changed, sealed(), stored.content, stored.header)
 
 
 def _grown(

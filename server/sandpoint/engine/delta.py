@@ -8,10 +8,10 @@ import errno
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from sandpoint.engine import linux, tools
-from sandpoint.engine.directory import INSIDE
+from sandpoint.engine.contents import open_regular
 from sandpoint.engine.manifest import Entry, Manifest
 from sandpoint.engine.plan import Plan, ancestors
 from sandpoint.engine.squashfs import build_options
@@ -19,10 +19,10 @@ from sandpoint.engine.tools import Check
 from sandpoint.engine.walk import number_of
 from sandpoint.models import Compression
 
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _BLOCK = 1 << 20
 _RECORD = 512
-_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL})
+"""It is not there any more, or something else than a regular file is."""
 _SECOND = 1_000_000_000
 _TYPES = {
     stat.S_IFREG: tarfile.REGTYPE,
@@ -72,7 +72,14 @@ def _whiteouts(plan: Plan, present: Manifest) -> Iterator[bytes]:
 
 
 def build(
-    delta: Delta, *, root: int, out: str, compression: Compression, written: int | None, check: Check
+    delta: Delta,
+    *,
+    root: int,
+    out: str,
+    compression: Compression,
+    written: int | None,
+    check: Check,
+    copied: Callable[[Entry], int | None] = lambda _entry: None,
 ) -> dict[bytes, int]:
     """Write a delta layer.
 
@@ -84,6 +91,7 @@ def build(
         written: A descriptor of where the files lie that were written to (for an overlay, its upper layer), if their
             stamps shall prove later that they were not written to since: mapped pages are written out first.
         check: May raise to stop.
+        copied: Returns the open directory below which a copy of a file lies that is taken for it, if there is one.
 
     Returns:
         The size of each file that was written to meanwhile, as it is in the layer.
@@ -99,7 +107,7 @@ def build(
     try:
         for entry in delta.entries:
             check()
-            _feed(tool, entry, root, written, moved)
+            _feed(tool, entry, copied(entry), root, written, moved)
         for path in delta.whiteouts:
             tool.feed(_header(path, tarfile.CHRTYPE))
         tool.feed(bytes(2 * _RECORD))
@@ -110,9 +118,13 @@ def build(
     return moved
 
 
-def _feed(tool: tools.Tool, entry: Entry, root: int, written: int | None, moved: dict[bytes, int]) -> None:
+def _feed(
+    tool: tools.Tool, entry: Entry, copy: int | None, root: int, written: int | None, moved: dict[bytes, int]
+) -> None:
     if entry.hardlink and entry.kind in _TYPES:
         tool.feed(_entry_header(entry, tarfile.LNKTYPE, target=entry.hardlink))
+    elif entry.is_file and copy is not None:
+        _feed_copy(tool, entry, copy)
     elif entry.is_file:
         _feed_file(tool, entry, root, written, moved)
     elif entry.kind in _TYPES:
@@ -121,9 +133,18 @@ def _feed(tool: tools.Tool, entry: Entry, root: int, written: int | None, moved:
         tool.feed(_header(entry.path, tarfile.CHRTYPE))
 
 
+def _feed_copy(tool: tools.Tool, entry: Entry, copy: int) -> None:
+    fd = open_regular(copy, entry.path)
+    try:
+        tool.feed(_entry_header(entry, tarfile.REGTYPE, size=entry.size))
+        _feed_content(tool, fd, entry.size)
+    finally:
+        os.close(fd)
+
+
 def _feed_file(tool: tools.Tool, entry: Entry, root: int, written: int | None, moved: dict[bytes, int]) -> None:
     try:
-        fd = linux.openat2(entry.path, _OPEN, dir_fd=root, resolve=INSIDE)
+        fd = open_regular(root, entry.path)
     except OSError as error:
         if error.errno not in _GONE:
             raise
@@ -132,12 +153,12 @@ def _feed_file(tool: tools.Tool, entry: Entry, root: int, written: int | None, m
         return
     try:
         status = os.fstat(fd)
-        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        size = status.st_size
         if written is not None and size:
             _write_out(entry, written, None if written != root else fd)
         tool.feed(_entry_header(entry, tarfile.REGTYPE, size=size))
         _feed_content(tool, fd, size)
-        if not stat.S_ISREG(status.st_mode) or not _is_as(os.fstat(fd), entry):
+        if not _is_as(os.fstat(fd), entry):
             moved[entry.path] = size
     finally:
         os.close(fd)
@@ -148,7 +169,7 @@ def _write_out(entry: Entry, written: int, fd: int | None) -> None:
         linux.write_out(fd)
         return
     try:
-        fd = linux.openat2(entry.path, _OPEN, dir_fd=written, resolve=INSIDE)
+        fd = open_regular(written, entry.path)
     except OSError as error:
         if error.errno not in _GONE:
             raise

@@ -18,7 +18,8 @@ ATTEMPTS = 2
 class Made:
     """A capture before it is sent: what a delta does not need to send again is None.
 
-    `tree` is what the next capture is compared with, where that is worth keeping.
+    `tree` is what the next capture is compared with, where that is worth keeping. `frozen_seconds` is None where all
+    that wrote to the directory went on.
     """
 
     kind: Kind
@@ -28,6 +29,7 @@ class Made:
     file_count: int
     total_bytes: int
     tree: Manifest | None = None
+    frozen_seconds: float | None = None
 
 
 def made_of(kind: Kind, layer: StoredFile | None, tree: Manifest, *, stored: Manifest | None) -> Made:

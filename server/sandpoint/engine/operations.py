@@ -14,6 +14,7 @@ from sandpoint.engine import overlay as overlays
 from sandpoint.engine import restore as restore_engine
 from sandpoint.engine.capabilities import find_capabilities
 from sandpoint.engine.capture import Ask
+from sandpoint.engine.freezing import Freezer
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Check, Monitor
 from sandpoint.engine.turns import Ticket
@@ -54,8 +55,8 @@ class Engine(Protocol):
         """Let the next one in."""
         ...
 
-    def capture(self, request: CaptureRequest, monitor: Monitor, ask: Ask) -> Captured:
-        """Capture a directory."""
+    def capture(self, request: CaptureRequest, monitor: Monitor, ask: Ask, freezer: Freezer | None = None) -> Captured:
+        """Capture a directory; `freezer` is there where the request says that it may be needed."""
         ...
 
     def adopt(self, request: AdoptRequest, monitor: Monitor) -> Adopted:
@@ -167,9 +168,9 @@ class LocalEngine:
         finally:
             ticket.give_back()
 
-    def capture(self, request: CaptureRequest, monitor: Monitor, ask: Ask) -> Captured:
+    def capture(self, request: CaptureRequest, monitor: Monitor, ask: Ask, freezer: Freezer | None = None) -> Captured:
         """Capture a directory; see `sandpoint.engine.capture.capture`."""
-        return capture_engine.capture(request, self.state, monitor, ask)
+        return capture_engine.capture(request, self.state, monitor, ask, freezer)
 
     def adopt(self, request: AdoptRequest, monitor: Monitor) -> Adopted:
         """Make a backup of ours of another program's; see `sandpoint.engine.foreign.adopt`."""

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import msgspec
@@ -252,7 +253,7 @@ def ancestors(path: bytes) -> list[bytes]:
     return above
 
 
-def is_at_or_below(path: bytes, directories: frozenset[bytes]) -> bool:
+def is_at_or_below(path: bytes, directories: AbstractSet[bytes]) -> bool:
     """Whether a path or a directory above it is among some paths."""
     while path:
         if path in directories:
