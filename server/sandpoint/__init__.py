@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         VerifyResult,
     )
     from sandpoint.service import BackupService, open_service
+    from sandpoint.services import Services
     from sandpoint.settings import Settings, read_settings
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "RestoreResult",
     "SandboxUnavailableError",
     "SandpointError",
+    "Services",
     "Settings",
     "StoreUnavailableError",
     "UnmountResult",
@@ -68,7 +70,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     # Loaded on first use: `sandpoint --help` and a pytest run need none of it.
     if name in __all__:
-        for home in ("errors", "models", "settings", "service"):
+        for home in ("errors", "models", "settings", "service", "services"):
             module = import_module(f"{__name__}.{home}")
             if hasattr(module, name):
                 return getattr(module, name)

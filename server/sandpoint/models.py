@@ -204,6 +204,9 @@ Mode = Literal["auto", "overlay", "copy"]
 Kind = Literal["full", "delta"]
 Compression = Literal["zstd", "lz4"]
 FileKind = Literal["file", "directory", "symlink", "pipe", "socket", "device"]
+Freeze = Literal["never", "if_little", "always"]
+"""Whether all that runs in a sandbox is paused for a capture; `if_little`: only where so little changed since the
+parent that the pause is short. Else the capture is without, and can be the parent of the next."""
 Attribute = Literal["mode", "owner", "xattrs", "mtime", "links"]
 Omission = Literal["binary", "large", "limit", "unreadable"]
 
@@ -219,6 +222,7 @@ class CreateOptions(Strict):
     excludes: Annotated[tuple[Pattern, ...], Field(max_length=MAX_EXCLUDES, strict=False)] = ()
     metadata: UserMetadata = Field(default_factory=dict)
     full: bool = False
+    freeze: bool = False
 
 
 class BringBackOptions(Strict):
@@ -241,6 +245,12 @@ class ForkOptions(BringBackOptions):
     """Where to bring a backup back, several times."""
 
     dirs: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_FORKS, strict=False)]
+
+
+class ForkTargets(Strict):
+    """Where to bring a backup back, in several sandboxes: their names, with directories."""
+
+    targets: Annotated[tuple[tuple[str, str], ...], Field(min_length=1, max_length=MAX_FORKS, strict=False)]
 
 
 class DiffOptions(Strict):
@@ -403,6 +413,7 @@ class CaptureRequest(Strict):
     """What a delta may be built on; None for a full layer."""
     cover: tuple[Source, ...] = ()
     """The manifests of a backup about to be restored: what it names is captured although ignored."""
+    freeze: Freeze = "never"
 
 
 class Captured(Strict):
@@ -415,6 +426,8 @@ class Captured(Strict):
     total_bytes: int
     unstable_paths: tuple[str, ...] = ()
     skipped_mounts: tuple[str, ...] = ()
+    frozen_seconds: float | None = None
+    """For how long at most all was paused, 0 where it was so before; None where there was no need."""
 
 
 class OverlayState(Strict):
@@ -552,6 +565,8 @@ class Capability(Strict):
     needed_for: str
     detail: str = ""
     remedy: str = ""
+    commands: tuple[tuple[str, ...], ...] = ()
+    """What would remedy it too: each a line of arguments of `sandpoint`, on the same store and sandbox."""
 
 
 class Capabilities(Strict):
@@ -649,7 +664,10 @@ class BackupMetadata(_Stored):
 
 
 class Backup(Strict):
-    """A backup, as create and list return it. Sizes are in bytes; `file_count` counts all but directories."""
+    """A backup, as create and list return it. Sizes are in bytes; `file_count` counts all but directories.
+
+    `frozen_seconds` is for how long at most the sandbox was paused, 0 where it was paused already; only create tells.
+    """
 
     id: str
     dir: str
@@ -668,6 +686,7 @@ class Backup(Strict):
     sandbox_id: str = ""
     unstable_paths: tuple[str, ...] = ()
     skipped_mounts: tuple[str, ...] = ()
+    frozen_seconds: float | None = None
 
     @classmethod
     def from_metadata(cls, stored: BackupMetadata, captured: Captured | None = None) -> "Backup":
@@ -676,7 +695,8 @@ class Backup(Strict):
             name: getattr(stored, name) for name in cls.model_fields if name in BackupMetadata.model_fields
         }
         if captured is not None:
-            fields |= {"unstable_paths": captured.unstable_paths, "skipped_mounts": captured.skipped_mounts}
+            names = ("unstable_paths", "skipped_mounts", "frozen_seconds")
+            fields |= {name: getattr(captured, name) for name in names}
         return cls(**fields)
 
 
@@ -693,7 +713,9 @@ class RestoreResult(Strict):
     `undo_id` is a backup of the state before; None where nothing was changed or no undo was wanted.
     `changes` is None in overlay mode; with `unmounted`, they are those of the directory below the overlays that were
     taken down. `kept_paths` are extra directories that stay because they hold excluded
-    paths; `skipped_mounts` are mounts inside the directory, whose contents are never touched.
+    paths; `skipped_mounts` are mounts inside the directory, whose contents are never touched. `taken_in` is the
+    sandbox that the backup was taken in, where that is another. `sandbox` is told where several were asked for: the
+    one that was restored in, as it was named.
     """
 
     success: bool
@@ -706,6 +728,8 @@ class RestoreResult(Strict):
     undo_id: str | None
     kept_paths: tuple[str, ...] = ()
     skipped_mounts: tuple[str, ...] = ()
+    taken_in: str | None = None
+    sandbox: str | None = None
 
 
 class ForkResult(Strict):
@@ -760,7 +784,8 @@ class PruneResult(Strict):
     """What a prune removed and reclaimed, or with `dry_run` would.
 
     `removed` are backups that the rules or their time took; `abandoned` are ids of which parts were left over, and
-    directories of lost overlays. `decisions` has every backup that was looked at, newest first.
+    directories of lost overlays; `leftovers`, in words, what was kept for sandboxes that are no more. `decisions` has
+    every backup that was looked at, newest first. `sandbox_problem`: why nothing of the sandbox was pruned.
     """
 
     removed: tuple[str, ...]
@@ -768,6 +793,8 @@ class PruneResult(Strict):
     freed_bytes: int
     decisions: tuple[Decision, ...] = ()
     dry_run: bool = False
+    leftovers: tuple[str, ...] = ()
+    sandbox_problem: str | None = None
 
 
 class LifecycleRule(Strict):

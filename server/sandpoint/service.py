@@ -1,11 +1,12 @@
 """BackupService: every operation, read top to bottom as the steps of the design."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
 import anyio
 from anyio.abc import ByteReceiveStream
@@ -19,6 +20,7 @@ from sandpoint.errors import (
     BackupNotFoundError,
     BackupRestoreError,
     InvalidBackupConfigError,
+    SandboxUnavailableError,
     SandpointError,
     StoreUnavailableError,
 )
@@ -47,6 +49,7 @@ from sandpoint.models import (
     FileRole,
     ForkOptions,
     ForkResult,
+    Freeze,
     Lifecycle,
     ListOptions,
     Mode,
@@ -70,7 +73,7 @@ from sandpoint.models import (
     parse_backup_id,
 )
 from sandpoint.retention import decide
-from sandpoint.sandboxes import Sandbox, open_sandbox
+from sandpoint.sandboxes import AllowedSandboxes, Sandbox, open_sandbox
 from sandpoint.settings import Settings, read_settings
 from sandpoint.stores import Store, open_store
 from sandpoint.stores.base import Position, Upload
@@ -91,6 +94,7 @@ class BackupService:
 
     Every operation checks its arguments first and raises `InvalidBackupConfigError` if they are not fit; all may
     raise `StoreUnavailableError` and `SandboxUnavailableError`. A cancelled operation leaves nothing behind.
+    What was started for the sandbox lasts until `close`, or the end of an `async with` block of the service.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class BackupService:
         excludes: Iterable[str] = (),
         metadata: Mapping[str, str] | None = None,
         full: bool = False,
+        freeze: bool = False,
         report: Report | None = None,
     ) -> Backup:
         """Back up a directory.
@@ -138,6 +143,8 @@ class BackupService:
             excludes: Patterns in gitignore syntax of what else is left out.
             metadata: At most 64 keys and values of the caller's own.
             full: Do not build on an earlier backup.
+            freeze: Pause the container for as long as it takes to copy what changed since a look at the directory
+                a moment ago: the backup is of one instant. `frozen_seconds` of the result says how long that was.
             report: Told of progress.
 
         Raises:
@@ -154,11 +161,15 @@ class BackupService:
                 "excludes": _tuple(excludes),
                 "metadata": dict(metadata) if isinstance(metadata, Mapping) else {} if metadata is None else metadata,
                 "full": full,
+                "freeze": freeze,
             },
         )
         path = self._sandbox.resolve(options.dir)
+        if options.freeze:
+            await self._sandbox.check_freeze()
+        capture = self._capture_frozen if options.freeze else self._capture
         async with self._sandbox.turn():
-            backup = (await self._capture(path, options, report or _silent)).backup
+            backup = (await capture(path, options, report or _silent)).backup
             await self._sandbox.note_capture(path, backup.id)
             return backup
 
@@ -171,6 +182,38 @@ class BackupService:
         except _BaseGoneError:
             return await self._capture_on(None, path, options, report, cover)
 
+    async def _capture_frozen(self, path: str, options: CreateOptions, report: Report) -> "_Capture":
+        """Capture with a pause; where much changed since the last backup, after another one without a pause.
+
+        That one is only there for the frozen one to be built on, and is hidden again when that is done.
+        """
+        base = None if options.full else await self._find_base(path, options)
+        try:
+            first = await self._capture_on(base, path, options, report, (), freeze="if_little")
+        except _BaseGoneError:
+            first = await self._capture_on(None, path, options, report, (), freeze="if_little")
+        if first.backup.frozen_seconds is not None:
+            return first
+        is_needed = False
+        try:
+            await self._sandbox.note_capture(path, first.backup.id)
+            metadata = await self._store.read(first.backup.id)
+            frozen = await self._capture_on(_Base(metadata, metadata), path, options, report, (), freeze="always")
+            is_needed = frozen.backup.parent_id == first.backup.id
+        except _BaseGoneError:
+            frozen = await self._capture_on(None, path, options, report, (), freeze="always")
+        finally:
+            await self._drop(first.backup.id, is_needed=is_needed)
+        return frozen
+
+    async def _drop(self, backup_id: str, *, is_needed: bool) -> None:
+        # As in `_abandon`: what is left over says itself what it was for.
+        with anyio.CancelScope(shield=True), suppress(SandpointError):
+            if is_needed:
+                await self._store.hide(backup_id)
+            else:
+                await self.delete(backup_id)
+
     async def _find_base(self, path: str, options: CreateOptions) -> "_Base | None":
         """Return what a delta may be built on, with as much of its chain as that shall have."""
         last = await self._sandbox.last_capture(path)
@@ -178,16 +221,16 @@ class BackupService:
         if not last.on_overlay and found in ([], [None]):
             found = [await self._newest_of(path)]
         for metadata in found:
-            if metadata is not None and await self._may_build_on(metadata, options):
+            if metadata is not None and await self._may_build_on(metadata, options, on_overlay=last.on_overlay):
                 shortened = shorten(metadata, self._chain_limits, datetime.now(UTC))
                 return None if shortened is None else _Base(shortened, metadata)
         return None
 
-    async def _may_build_on(self, metadata: BackupMetadata, options: CreateOptions) -> bool:
-        return metadata.sandbox_id == await self._sandbox.id() and (metadata.excludes, metadata.use_gitignore) == (
-            options.excludes,
-            options.use_gitignore,
-        )
+    async def _may_build_on(self, metadata: BackupMetadata, options: CreateOptions, *, on_overlay: bool) -> bool:
+        if (metadata.excludes, metadata.use_gitignore) != (options.excludes, options.use_gitignore):
+            return False
+        # What an overlay shows is what it is made of, wherever that was taken.
+        return on_overlay or metadata.sandbox_id == await self._sandbox.id()
 
     async def _read_if_there(self, backup_id: str) -> BackupMetadata | None:
         try:
@@ -213,6 +256,8 @@ class BackupService:
         options: CreateOptions,
         report: Report,
         cover: tuple[Source, ...],
+        *,
+        freeze: Freeze = "never",
     ) -> "_Capture":
         backup_id = _new_id()
         parent = None if base is None else base.metadata
@@ -227,11 +272,14 @@ class BackupService:
                     staging=upload.staging,
                     parent=None if base is None else self._as_parent(base),
                     cover=cover,
+                    freeze=freeze,
                 ),
                 report,
                 partial(self._grant, upload),
             )
             await self._accept(upload, captured)
+            if freeze != "never" and captured.frozen_seconds is None:
+                options = _only_as_base(options)
             metadata = _describe(backup_id, path, options, await self._sandbox.id(), upload, captured, parent)
             await self._store.commit(metadata)
         return _Capture(
@@ -382,7 +430,7 @@ class BackupService:
                     async with self._unless_gone(metadata):
                         done.append(await self._restore_to(path, metadata, contents, options, report))
                 except SandpointError as error:
-                    raise _with_done(error, done) from error
+                    raise with_done(error, done) from error
         return ForkResult(success=True, id=metadata.id, restores=tuple(done))
 
     async def _contents(self, metadata: BackupMetadata, report: Report) -> StoredBackup:
@@ -415,9 +463,10 @@ class BackupService:
         """Bring a backup back to one directory, during a turn."""
         comparison = _comparison(metadata, contents, path, options.paths)
         mode = await self._mode(path, options)
+        taken_in = metadata.sandbox_id if metadata.sandbox_id != await self._sandbox.id() else None
         if options.dry_run:
             changes = await self._sandbox.compare(comparison, report)
-            return _planned(metadata.id, path, mode, changes)
+            return _planned(metadata.id, path, mode, changes, taken_in)
         way_back = await self._keep_way_back(metadata, comparison, report) if options.undo else None
         undo_id = None if way_back is None else way_back.backup.id
         if way_back is not None and not metadata.is_foreign:  # it may have taken longer than grants last
@@ -438,6 +487,7 @@ class BackupService:
             undo_id=undo_id,
             kept_paths=applied.kept_paths,
             skipped_mounts=applied.skipped_mounts,
+            taken_in=taken_in,
         )
 
     async def _mode(self, path: str, options: BringBackOptions) -> Literal["overlay", "copy"]:
@@ -457,7 +507,12 @@ class BackupService:
 
     async def _may_use(self, metadata: BackupMetadata) -> bool:
         """Whether a backup holds nothing of this sandbox but what may be read here; paths in others mean nothing."""
-        return self._sandbox.is_allowed(metadata.dir) or metadata.sandbox_id != await self._sandbox.id()
+        if self._sandbox.is_allowed(metadata.dir):
+            return True
+        try:
+            return metadata.sandbox_id != await self._sandbox.id()
+        except (SandboxUnavailableError, InvalidBackupConfigError):
+            return False  # whether it is of this sandbox cannot be told
 
     @asynccontextmanager
     async def _unless_gone(self, *used: BackupMetadata | None) -> AsyncIterator[None]:
@@ -528,6 +583,11 @@ class BackupService:
                 raise
             undo = f"or restore the state before, backup {way_back.backup.id}"
             raise BackupRestoreError(f"{error}; {undo}", partly=True) from error
+        except SandboxUnavailableError as error:
+            if way_back is None:
+                raise
+            # It went in the middle: nobody can tell what became of the directory, so the way back stays.
+            raise SandboxUnavailableError(f"{error}; the state before is backup {way_back.backup.id}") from error
         except BaseException:
             await self._forget(way_back)
             raise
@@ -780,7 +840,9 @@ class BackupService:
         """Delete backups that are over or that no rule keeps, and reclaim what no backup names.
 
         Rules are for each directory of each sandbox; without any, only expired backups are deleted. What goes
-        besides: files of backups that were never finished, and overlays that are mounted no more.
+        besides: files of backups that were never finished, overlays that are mounted no more, and what is kept for
+        containers that are no more. Where the sandbox cannot be reached, the store is pruned all the same, and the
+        result says what was not done.
 
         Args:
             keep_last: Keep the newest so many.
@@ -807,9 +869,8 @@ class BackupService:
             },
         )
         wanted_dir = parse_directory(options.dir) if options.dir is not None else None
-        # In turn: no restore here loses what it reads, or the undo that it has just made.
-        async with self._sandbox.turn():
-            overlays = await self._sandbox.prune(dry_run=options.dry_run)
+        async with AsyncExitStack() as turn:
+            overlays, problem = await self._prune_sandbox(turn, dry_run=options.dry_run)
             found = [each async for each in self._store.newest() if wanted_dir is None or each.dir == wanted_dir]
             decisions = decide(found, options, datetime.now(UTC))
             removed = tuple(decision.id for decision in decisions if not decision.keep)
@@ -819,13 +880,31 @@ class BackupService:
             else:
                 removed = await self._hide_all(removed)
                 reclaimed, freed = await self._reclaim_after(removed)
+        leftovers, other_problem = await self._clear_leftovers(dry_run=options.dry_run)
         return PruneResult(
             removed=removed,
             abandoned=(*sorted({*reclaimed} - {*removed}), *overlays),
+            leftovers=leftovers,
+            sandbox_problem=problem or other_problem,
             freed_bytes=freed,
             decisions=decisions,
             dry_run=options.dry_run,
         )
+
+    async def _prune_sandbox(self, turn: AsyncExitStack, *, dry_run: bool) -> tuple[Sequence[str], str | None]:
+        """Drop lost overlays; the turn then lasts on. Return them, and why that could not be done."""
+        try:
+            # In turn: no restore here loses what it reads, or the undo that it has just made.
+            await turn.enter_async_context(self._sandbox.turn())
+            return await self._sandbox.prune(dry_run=dry_run), None
+        except (SandboxUnavailableError, InvalidBackupConfigError) as error:
+            return (), str(error)
+
+    async def _clear_leftovers(self, *, dry_run: bool) -> tuple[tuple[str, ...], str | None]:
+        try:
+            return tuple(await self._sandbox.clear_leftovers(dry_run=dry_run)), None
+        except (SandboxUnavailableError, InvalidBackupConfigError) as error:
+            return (), str(error)
 
     async def _hide_all(self, backup_ids: Iterable[str]) -> tuple[str, ...]:
         """Hide backups; return those that nobody else deleted meanwhile."""
@@ -861,7 +940,8 @@ class BackupService:
             overlay = await self._sandbox.overlay_on(path)
             if overlay is None:
                 raise InvalidBackupConfigError(
-                    f"dir: no overlay of Sandpoint is mounted on {path}; 'sandpoint doctor' lists those that are"
+                    f"dir: no overlay of Sandpoint is mounted on {path}; those that are, and those that went with a "
+                    f"restart, are listed by: sandpoint doctor{self._sandbox.option}"
                 )
             undo_id = None
             if undo and await self._sandbox.is_written(path):
@@ -907,9 +987,22 @@ class BackupService:
         """Return what the sandbox can do."""
         return await self._sandbox.capabilities()
 
+    async def sandbox_id(self) -> str:
+        """Return the name of the sandbox in the metadata of its backups, `Backup.sandbox_id`."""
+        return await self._sandbox.id()
+
     async def close(self) -> None:
-        """End what was started for the sandbox; the service may be used again."""
-        await self._sandbox.close()
+        """End what was started for the sandbox, cancelled or not; the service may be used again."""
+        with anyio.CancelScope(shield=True):
+            await self._sandbox.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
 def _tuple(values: Iterable[str]) -> object:
@@ -1009,6 +1102,13 @@ def _describe(
     )
 
 
+def _only_as_base(options: CreateOptions) -> CreateOptions:
+    description = (
+        "Taken without a pause, only for a frozen backup to be built on; if that is not there, delete this one"
+    )
+    return options.model_copy(update={"name": None, "description": description, "metadata": {}})
+
+
 def _stored_as(key: str, file: StoredFile) -> StoredLayer:
     return StoredLayer(key=key, size=file.size, sha256=file.sha256)
 
@@ -1038,17 +1138,24 @@ def _refuse_overlap(paths: Sequence[str]) -> None:
         above = path
 
 
-def _with_done(error: SandpointError, done: Sequence[RestoreResult]) -> SandpointError:
+def with_done(error: SandpointError, done: Sequence[RestoreResult]) -> SandpointError:
     """Return an error that also tells which directories of a fork are done."""
     if not done:
         return error
-    told = ", ".join(each.dir if each.undo_id is None else f"{each.dir} (undo {each.undo_id})" for each in done)
+    told = ", ".join(map(_told, done))
     explained = type(error)(f"{error}. Done, and not undone: {told}")
     vars(explained).update(vars(error))
     return explained
 
 
-def _planned(backup_id: str, path: str, mode: Literal["overlay", "copy"], changes: Changes) -> RestoreResult:
+def _told(result: RestoreResult) -> str:
+    where = result.dir if result.sandbox is None else f"{result.dir} in {result.sandbox}"
+    return where if result.undo_id is None else f"{where} (undo {result.undo_id})"
+
+
+def _planned(
+    backup_id: str, path: str, mode: Literal["overlay", "copy"], changes: Changes, taken_in: str | None
+) -> RestoreResult:
     return RestoreResult(
         success=True,
         id=backup_id,
@@ -1057,22 +1164,31 @@ def _planned(backup_id: str, path: str, mode: Literal["overlay", "copy"], change
         dry_run=True,
         changes=changes,
         undo_id=None,
+        taken_in=taken_in,
     )
 
 
-def open_service(settings: Settings | None = None) -> BackupService:
+def open_service(
+    settings: Settings | None = None, *, allowed: AllowedSandboxes | None = None, store: Store | None = None
+) -> BackupService:
     """Return a service for the store and sandbox of the settings, by default those of the environment.
+
+    Args:
+        settings: Which.
+        allowed: What a container must be called to be used; by default anything.
+        store: The store of the settings, if it is open already.
 
     Raises:
         InvalidBackupConfigError: The settings name no store or sandbox that there is.
     """
     settings = settings or read_settings()
-    store = open_store(settings.store, settings)
+    store = store or open_store(settings.store, settings)
     sandbox = open_sandbox(
         settings.sandbox,
         settings,
         relay=store.relay,
         kept_out=(store.local_path,) if store.local_path is not None else (),
+        allowed=allowed,
     )
     limits = ChainLimits(layers=settings.chain_layers, hours=settings.chain_hours, share=settings.chain_share)
     return BackupService(sandbox, store, compression=settings.compression, chain_limits=limits)

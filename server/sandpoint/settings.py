@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from sandpoint.errors import InvalidBackupConfigError
 from sandpoint.models import Compression, KeepRules, describe_invalid
 
 PREFIX = "SANDPOINT_"
+
+LOCAL = "local"
+"""The sandbox that is this machine."""
+
+DOCKER_PREFIX = "docker:"
+"""Of the names of sandboxes that are containers."""
+
+MAX_SANDBOX_NAME = 256
 
 
 class R2Settings(BaseModel):
@@ -63,14 +71,27 @@ class Settings(BaseModel):
     sandbox: str = "local"
     """`local`, or `docker:` and a container's name, id, or `label=KEY=VALUE`."""
 
+    sandboxes: tuple[str, ...] | None = None
+    """Those that clients of a server may name, as shell patterns over whole names, separated by commas:
+    `docker:agent-*,docker:web`. A container counts by its name, however it was asked for. None: they may name none."""
+
     docker_way: Literal["auto", "direct", "helper", "archive"] = "auto"
     """The way into containers; `auto` is the first of these that is open."""
 
     docker_helper_image: str = "sandpoint-helper"
-    """Of the containers that the helper way starts beside those that it works in."""
+    """Of the containers that the helper way starts beside those that it works in: with a tag, just that image; without
+    one, an image that is built from this installation where it is missing."""
+
+    docker_helper_base: str = ""
+    """The image that the helper's is built upon: with Python 3.11 or later. Empty: the `slim` one of Docker's for this
+    Python."""
+
+    docker_helper_idle: Annotated[int, Field(ge=1)] = 600
+    """Seconds that a helper waits for another operation before it ends."""
 
     allowed_dirs: tuple[str, ...] | None = None
-    """Directories that may be backed up or restored, `:`-separated; None leaves it to the door."""
+    """Directories that may be backed up or restored, `:`-separated; None leaves it to the door. Where they are of this
+    machine only, links in them are followed once, here."""
 
     state_dir: str = Field(default_factory=lambda: platformdirs.user_state_dir("sandpoint"))
     """Queue, staging, overlays' upper layers, and notes of checked layers. On a filesystem that can hold an
@@ -108,10 +129,27 @@ class Settings(BaseModel):
     def _split(cls, value: object) -> object:
         return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
 
+    @field_validator("sandbox")
+    @classmethod
+    def _check_sandbox(cls, value: str) -> str:
+        return check_sandbox_name(value)
+
+    @field_validator("sandboxes", mode="before")
+    @classmethod
+    def _split_patterns(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("sandboxes")
+    @classmethod
+    def _check_patterns(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(map(check_sandbox_name, value))
+
     @field_validator("allowed_dirs")
     @classmethod
-    def _resolve_all(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if value is None else tuple(resolve(path) for path in value)
+    def _resolve_all(cls, value: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        # In a container the links of this machine mean nothing.
+        is_local = info.data.get("sandbox") == LOCAL and not info.data.get("sandboxes")
+        return None if value is None else tuple(resolve(path) if is_local else normal(path) for path in value)
 
     @field_validator("state_dir")
     @classmethod
@@ -144,15 +182,43 @@ def _parse_rules(text: str) -> dict[str, object]:
     return rules | {"keep_names": names}
 
 
+def check_sandbox_name(value: str) -> str:
+    """Return what may be the name of a sandbox, or a pattern of such.
+
+    Raises:
+        ValueError: It can be none; the message says why.
+    """
+    if len(value) > MAX_SANDBOX_NAME:
+        raise ValueError(f"the name of a sandbox has at most {MAX_SANDBOX_NAME} characters, this one has {len(value)}")
+    if not value.isprintable():
+        raise ValueError(f"{value!r} holds control characters; use 'local', or 'docker:NAME'")
+    if value != LOCAL and (not value.startswith(DOCKER_PREFIX) or value == DOCKER_PREFIX):
+        raise ValueError(f"{value!r} is unknown; use 'local', or 'docker:NAME' for a directory in a container")
+    return value
+
+
 def resolve(path: str) -> str:
     """Return where a configured path really is: directories are opened without following links.
 
     Raises:
         ValueError: It is relative.
     """
+    return os.path.realpath(_absolute(path))
+
+
+def normal(path: str) -> str:
+    """Return an absolute path without `..` and the like; its links are not looked at.
+
+    Raises:
+        ValueError: It is relative.
+    """
+    return "/" + os.path.normpath(_absolute(path)).lstrip("/")
+
+
+def _absolute(path: str) -> str:
     if not path.startswith("/"):
         raise ValueError(f"{path!r} is relative, and must be an absolute path")
-    return os.path.realpath(path)
+    return path
 
 
 def read_settings(environment: Mapping[str, str] = os.environ, **overrides: object) -> Settings:

@@ -35,6 +35,10 @@ def create(
     full: Annotated[
         bool, typer.Option("--full", help="Store everything again, not only what changed since the last backup.")
     ] = False,
+    freeze: Annotated[
+        bool,
+        typer.Option("--freeze", help="Pause the container for a moment, so that the backup is of one instant."),
+    ] = False,
     store: Store = None,
     sandbox: Sandbox = None,
     as_json: Json = False,
@@ -55,6 +59,7 @@ def create(
             excludes=exclude or (),
             metadata=values,
             full=full,
+            freeze=freeze,
             report=report,
             **lifetime,
         ),
@@ -87,6 +92,13 @@ def describe_kind(backup: "Backup") -> str:
     return f"delta: {change} since backup {backup.parent_id}"
 
 
+def _pause(backup: "Backup") -> list[tuple[str, str]]:
+    if backup.frozen_seconds is None:
+        return []
+    told = f"paused for {backup.frozen_seconds * 1000:.0f} ms" if backup.frozen_seconds else "it was paused already"
+    return [("container", told)]
+
+
 def show_created(backup: "Backup", common: Common, seconds: float) -> None:
     """Say what was backed up, for how long it is kept, and the way back."""
     say(f"Backed up {printable(backup.dir)} in {duration(seconds)}.")
@@ -100,6 +112,7 @@ def show_created(backup: "Backup", common: Common, seconds: float) -> None:
             ("files", f"{backup.file_count:,}"),
             ("created", local_time(backup.created_at)),
             ("expires", local_time(backup.expires_at)),
+            *_pause(backup),
         ]
     )
     say(f"Bring it back with: {common.command('restore', backup.id)}")

@@ -44,7 +44,12 @@ def doctor(
     For what is missing, the command that installs it is printed.
     """
     common = Common(store, sandbox, as_json)
-    return run(common, lambda service, report: examine(service, report, common), show_health, problem=find_problem)
+    return run(
+        common,
+        lambda service, report: examine(service, report, common),
+        lambda health: show_health(health, common),
+        problem=find_problem,
+    )
 
 
 async def examine(service: "BackupService", report: "Report", common: Common) -> Health:
@@ -92,7 +97,7 @@ def is_needed(item: "Capability") -> bool:
     return item.needed_for.startswith("every ")
 
 
-def show_health(health: Health) -> None:
+def show_health(health: Health, common: Common) -> None:
     """Print each thing with what it is for and how to get it, and what it all comes to."""
     capabilities = health.capabilities
     say(f"Sandbox {printable(capabilities.sandbox)}")
@@ -103,6 +108,8 @@ def show_health(health: Health) -> None:
         say(f"  {_mark(item)}  {name.ljust(width)}  for {printable(item.needed_for)}{detail}")
         if not item.available and item.remedy:
             say(f"           {' ' * width}  to have it: {printable(item.remedy)}")
+            for arguments in item.commands:
+                say(f"           {' ' * width}    {common.command(*arguments)}")
     say(f"Store {printable(health.store)}" + (f" at {printable(health.endpoint)}" if health.endpoint else ""))
     if health.store_failure:
         message = printable(health.store_failure.message, lines=True)

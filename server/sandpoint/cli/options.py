@@ -17,7 +17,11 @@ Store = Annotated[
 ]
 Sandbox = Annotated[
     str | None,
-    typer.Option("--sandbox", metavar="S", help="Where the directory lives: local. [env: SANDPOINT_SANDBOX]"),
+    typer.Option(
+        "--sandbox",
+        metavar="S",
+        help="Where the directory lives: local, or docker:NAME for a container. [env: SANDPOINT_SANDBOX]",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 
@@ -34,10 +38,10 @@ class Common:
     sandbox: str | None
     as_json: bool
 
-    def command(self, *arguments: str) -> str:
-        """Return a line for the user's shell that runs another command on the same store and sandbox."""
+    def command(self, *arguments: str, sandbox: str | None = None) -> str:
+        """Return a line for the user's shell that runs another command on the same store and sandbox, or another."""
         line = ["sandpoint", *arguments]
-        for option, value in (("--store", self.store), ("--sandbox", self.sandbox)):
+        for option, value in (("--store", self.store), ("--sandbox", sandbox or self.sandbox)):
             if value is not None:
                 line += [option, value]
         return " ".join(map(shell_word, line))

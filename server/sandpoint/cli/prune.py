@@ -7,7 +7,7 @@ import typer
 
 from sandpoint.cli.options import Common, Json, Sandbox, Store
 from sandpoint.cli.run import run
-from sandpoint.cli.terminal import Column, count, local_time, printable, say, say_table, size
+from sandpoint.cli.terminal import Column, count, local_time, printable, say, say_table, size, some, warn
 
 if TYPE_CHECKING:
     from sandpoint.models import Decision, PruneResult
@@ -39,7 +39,8 @@ def prune(
 
     Without a --keep option only expired backups go; with one, all go that none of them keeps. An expired backup
     goes always. Hours, days and weeks are in UTC. What dead operations left, and overlays that are mounted no more,
-    goes too. There is no way back from this: try --dry-run first.
+    goes too, and with --sandbox docker:NAME what is kept for containers that were removed. There is no way back from
+    this: try --dry-run first.
     """
     rules = (keep_last, keep_hourly, keep_daily, keep_weekly, keep_name)
     return run(
@@ -73,10 +74,16 @@ def show_pruned(result: "PruneResult", directory: str | None, *, with_kept: bool
     shown = [decision for decision in result.decisions if with_kept or not decision.keep]
     if shown:
         say_table([column for column, _ in COLUMNS], [[cell(decision) for _, cell in COLUMNS] for decision in shown])
-    if not result.removed and not result.abandoned:
+    if result.sandbox_problem:
+        warn(f"only the store was pruned, not the sandbox: {printable(result.sandbox_problem)}")
+    if not result.removed and not result.abandoned and not result.leftovers:
         of_what = f" of {printable(directory)}" if directory else ""
         say("Nothing to remove." if result.decisions else f"Nothing to remove: there are no backups{of_what}.")
         return
+    _say_removed(result)
+
+
+def _say_removed(result: "PruneResult") -> None:
     overlays = [found for found in result.abandoned if found.startswith("/")]
     parts = [found for found in result.abandoned if not found.startswith("/")]
     verb = "Would remove" if result.dry_run else "Removed"
@@ -84,9 +91,14 @@ def show_pruned(result: "PruneResult", directory: str | None, *, with_kept: bool
         say(f"{verb} what was left of {backup_id}, which is no backup.")
     for directory in overlays:
         say(f"{verb} what an overlay on {printable(directory)} left, mounted no more.")
+    if result.leftovers:
+        say(f"{verb} on the Docker engine: {some(result.leftovers)}.")
     total = [count(len(result.removed), "backup")] if result.removed else []
     total += [f"parts of {count(len(parts), 'other')}"] if parts else []
     total += [count(len(overlays), "overlay")] if overlays else []
+    if not total:
+        say("Nothing was changed." if result.dry_run else "No backup was removed.")
+        return
     freed = f"{size(result.freed_bytes)} {'would be freed' if result.dry_run else 'freed'} in the store"
     if result.removed and not result.freed_bytes:
         freed += ", for backups that stay need the rest"

@@ -1,18 +1,20 @@
 """`sandpoint restore`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sandpoint.cli.changes import count_changes, show_changes
-from sandpoint.cli.options import BackupId, Common, Json, NoUndo, Sandbox, Store
-from sandpoint.cli.run import run
+from sandpoint.cli.options import BackupId, Common, Json, NoUndo, Store
+from sandpoint.cli.run import run, run_in_several
 from sandpoint.cli.terminal import count, duration, printable, say, some, warn
 
 if TYPE_CHECKING:
-    from sandpoint.models import ForkResult, RestoreResult
+    from sandpoint.models import ForkResult, Report, RestoreResult
+    from sandpoint.services import Services
 
 
 def restore(
@@ -41,19 +43,36 @@ def restore(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     no_undo: NoUndo = False,
     store: Store = None,
-    sandbox: Sandbox = None,
+    sandbox: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sandbox",
+            metavar="S",
+            help="Where the directory lives: local, or docker:NAME for a container. Given more than once: in each of "
+            "them. [env: SANDPOINT_SANDBOX]",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Make a directory what it was when it was backed up.
 
     Files that came since are removed; what the backup excluded is left alone. The present state is backed up
     first, so that there is a way back from here too. With several --to the backup is fetched once, and in mode
-    overlay its layers are mounted once for all.
+    overlay its layers are mounted once for all. With several --sandbox, which need --to, this is done side by side.
     """
-    common = Common(store, sandbox, as_json)
+    sandboxes = sandbox or ()
+    common = Common(store, sandboxes[0] if len(sandboxes) == 1 else None, as_json)
     began = time.monotonic()
     options: dict[str, Any] = {"mode": mode, "paths": path or (), "dry_run": dry_run, "undo": not no_undo}
     targets = to or ()
+    if len(sandboxes) > 1:
+        if not targets:
+            raise typer.BadParameter("several --sandbox need --to DIR")
+        return run_in_several(
+            common,
+            lambda services, report: _fork_to(services, backup_id, product(sandboxes, targets), options, report),
+            lambda result: show_forked(result, common, time.monotonic() - began),
+        )
     if len(targets) > 1:
         return run(
             common,
@@ -65,6 +84,18 @@ def restore(
         lambda service, report: service.restore(backup_id, dir=next(iter(targets), None), **options, report=report),
         lambda result: show_restored(result, common, time.monotonic() - began),
     )
+
+
+async def _fork_to(
+    services: "Services",
+    backup_id: str,
+    targets: Iterable[tuple[str, str]],
+    options: dict[str, Any],
+    report: "Report",
+) -> "ForkResult":
+    from sandpoint.services import fork_to
+
+    return await fork_to(services, backup_id, targets, **options, report=report)
 
 
 def show_restored(result: "RestoreResult", common: Common, seconds: float) -> None:
@@ -84,6 +115,8 @@ def show_restored(result: "RestoreResult", common: Common, seconds: float) -> No
     else:
         changes = f": {count_changes(result.changes)}" if result.changes is not None else ""
         say(f"Restored {where} from backup {result.id} by {result.mode} in {duration(seconds)}{changes}.")
+    if result.taken_in:
+        say(f"The backup was taken in another sandbox, {printable(result.taken_in)}.")
     if result.undo_id:
         say(f"The state before is backup {result.undo_id}.")
         say(f"Go back to it with: {common.command('restore', result.undo_id)}")
@@ -118,17 +151,26 @@ def show_forked(result: "ForkResult", common: Common, seconds: float) -> None:
     else:
         say(f"Restored {directories} from backup {result.id} in {duration(seconds)}:")
     for each in restores:
-        say(f"  {printable(each.dir)}{_in_short(each)}")
+        say(f"  {_place(each)}{_in_short(each)}")
     if any(each.dry_run for each in restores):
         say("Nothing was changed.")
         return
-    undos = [f"{common.command('restore', each.undo_id)}  # {printable(each.dir)}" for each in restores if each.undo_id]
+    undos = [
+        f"{common.command('restore', each.undo_id, sandbox=each.sandbox)}  # {_place(each)}"
+        for each in restores
+        if each.undo_id
+    ]
     _say_commands("Go back to the state before", undos)
-    overlays = [each.dir for each in restores if each.mode == "overlay"]
+    overlays = [each for each in restores if each.mode == "overlay"]
     what = "the overlay" if len(overlays) == 1 else "the overlays"
-    _say_commands(f"Take {what} down", [common.command("unmount", each) for each in overlays])
+    commands = [common.command("unmount", each.dir, sandbox=each.sandbox) for each in overlays]
+    _say_commands(f"Take {what} down", commands)
     for each in restores:
-        _warn_of_rest(each, f"{printable(each.dir)}: ")
+        _warn_of_rest(each, f"{_place(each)}: ")
+
+
+def _place(result: "RestoreResult") -> str:
+    return printable(result.dir if result.sandbox is None else f"{result.sandbox} {result.dir}")
 
 
 def _in_short(result: "RestoreResult") -> str:

@@ -8,8 +8,12 @@ from sandpoint.cli.failures import Failure, describe, print_json, show_failure
 from sandpoint.cli.options import Common
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from sandpoint.models import Report
     from sandpoint.service import BackupService
+    from sandpoint.services import Services
+    from sandpoint.settings import Settings
 
 
 class Result(Protocol):
@@ -19,6 +23,7 @@ class Result(Protocol):
         """Return the fields as JSON says them."""
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
 
@@ -26,23 +31,35 @@ R = TypeVar("R", bound=Result)
 def perform(common: Common, operation: "Callable[[BackupService, Report], Awaitable[T]]") -> T:
     """Run an operation on the store and sandbox that the command was told, to its end or to a signal.
 
+    What was started for the sandbox has ended then, whatever became of the operation.
+
     Raises:
         StoppedError: SIGINT or SIGTERM ended it; what it had begun is cleaned up.
         SandpointError: As the service says.
     """
+    from sandpoint.service import open_service
+
+    return _perform(common, open_service, operation)
+
+
+def _perform(
+    common: Common,
+    opener: "Callable[[Settings], AbstractAsyncContextManager[S]]",
+    operation: "Callable[[S, Report], Awaitable[T]]",
+) -> T:
     import anyio
 
     from sandpoint.cli.progress import show_progress
     from sandpoint.cli.signals import until_signal
     from sandpoint.cli.startup import loaded
-    from sandpoint.service import open_service
     from sandpoint.settings import read_settings
 
     settings = read_settings(store=common.store, sandbox=common.sandbox)
 
     async def work() -> T:
         with show_progress(quiet=common.as_json) as report:
-            return await operation(open_service(settings), report)
+            async with opener(settings) as opened:
+                return await operation(opened, report)
 
     loaded()
     return anyio.run(until_signal, work)
@@ -59,8 +76,30 @@ def run(
 
     A `problem` in a result that was printed all the same decides the exit status.
     """
+    return _tell(common, lambda: perform(common, operation), show, problem)
+
+
+def run_in_several(
+    common: Common, operation: "Callable[[Services, Report], Awaitable[R]]", show: Callable[[R], None]
+) -> int:
+    """Run an operation on the store that the command was told and sandboxes that the operation names; as `run`."""
+
+    def performed() -> R:
+        from sandpoint.services import Services
+
+        return _perform(common, Services, operation)
+
+    return _tell(common, performed, show, lambda _: None)
+
+
+def _tell(
+    common: Common,
+    perform: Callable[[], R],
+    show: Callable[[R], None],
+    problem: Callable[[R], Failure | None],
+) -> int:
     try:
-        result = perform(common, operation)
+        result = perform()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where every error is told
         failure = describe(error)
         show_failure(failure, as_json=common.as_json)

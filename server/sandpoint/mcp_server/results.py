@@ -79,6 +79,7 @@ class BackupSummary(Result):
         list[str], Field(description="Written to during the backup: may be a mix of old and new.")
     ] = []
     skipped_mounts: Annotated[list[str], Field(description="Other filesystems inside: not in the backup.")] = []
+    frozen_ms: Annotated[int | None, Field(description="With freeze: for how long the container was paused.")] = None
     more: More = None
 
     @classmethod
@@ -98,6 +99,7 @@ class BackupSummary(Result):
             file_count=backup.file_count,
             created_at=backup.created_at,
             expires_at=backup.expires_at,
+            frozen_ms=None if backup.frozen_seconds is None else round(backup.frozen_seconds * 1000),
             **_bounded(unstable_paths=backup.unstable_paths, skipped_mounts=backup.skipped_mounts),
         )
 
@@ -208,6 +210,7 @@ class Restored(Result):
     to_undo: str | None = None
     kept_paths: Annotated[list[str], Field(description="Stay because they hold excluded paths.")] = []
     skipped_mounts: Annotated[list[str], Field(description="Other filesystems inside: not touched.")] = []
+    taken_in: Annotated[str | None, Field(description="The sandbox_id of the backup, if of another sandbox.")] = None
     more: More = None
 
     @classmethod
@@ -223,6 +226,7 @@ class Restored(Result):
             unmounted=result.unmounted or None,
             undo_id=result.undo_id,
             to_undo="call restore_backup with backup_id = undo_id" if result.undo_id else None,
+            taken_in=result.taken_in,
             **_bounded(kept_paths=result.kept_paths, skipped_mounts=result.skipped_mounts),
         )
 
@@ -230,6 +234,7 @@ class Restored(Result):
 class Fork(Result):
     """What happened to one directory of a fork."""
 
+    sandbox: Annotated[str | None, Field(description="Told where several were named.")] = None
     dir: str
     mode: Literal["overlay", "copy"]
     added_count: Annotated[int | None, Field(description="Absent in overlay mode.")] = None
@@ -245,6 +250,7 @@ class Fork(Result):
         changes = result.changes
         counts = {} if changes is None else {f"{kind}_count": len(paths) for kind, paths in changes}
         return cls(
+            sandbox=result.sandbox,
             dir=result.dir,
             mode=result.mode,
             undo_id=result.undo_id,

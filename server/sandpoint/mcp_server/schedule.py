@@ -1,25 +1,25 @@
 """Pruning beside the serving."""
 
 import logging
-from collections.abc import Callable
 
 import anyio
 
 from sandpoint.errors import SandpointError
 from sandpoint.models import KeepRules
-from sandpoint.service import BackupService
+from sandpoint.services import ServiceSource
 
 logger = logging.getLogger(__name__)
 
 
-async def prune_regularly(open_service: Callable[[], BackupService], rules: KeepRules, *, every_s: float) -> None:
+async def prune_regularly(services: ServiceSource, rules: KeepRules, *, every_s: float) -> None:
     """Prune now and at an interval, until cancelled; what fails is logged, and tried again the next time.
 
     The first is at once: a server may end with its client's session, long before the interval has passed.
     """
     while True:
         try:
-            result = await open_service().prune(**dict(rules))
+            async with services.use_store() as service:
+                result = await service.prune(**dict(rules))
         except SandpointError as error:
             logger.warning("scheduled prune: %s: %s", error.code, error)
         except Exception:

@@ -1,7 +1,7 @@
 """The server: the tools, the instructions, and errors as a model and a program can read them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,9 +12,10 @@ from mcp_types import CallToolResult, InputRequiredResult, TextContent
 from pydantic import ValidationError
 
 from sandpoint.errors import InvalidBackupConfigError, SandpointError
-from sandpoint.mcp_server.tools import build_tools, describe_allowed
+from sandpoint.mcp_server.tools import OneService, Where, build_tools, describe_place
 from sandpoint.models import describe_invalid
 from sandpoint.service import BackupService
+from sandpoint.services import ServiceSource
 
 logger = logging.getLogger(__name__)
 
@@ -81,20 +82,17 @@ def build_server(service: BackupService, *, allowed_dirs: Sequence[str] | None =
 
     `allowed_dirs` are named to the model, in the instructions and the tools; the service refuses others.
     """
-    return build_lazy_server(lambda: service, allowed_dirs=allowed_dirs)
+    return build_lazy_server(OneService(lambda: service), where=Where(allowed_dirs))
 
 
-def build_lazy_server(
-    open_service: Callable[[], BackupService], *, allowed_dirs: Sequence[str] | None = None
-) -> MCPServer[Any]:
+def build_lazy_server(services: ServiceSource, *, where: Where) -> MCPServer[Any]:
     """Return a server that asks for its service at every call; its `SandpointError` is the result."""
-    where = f"\nDirectories: {describe_allowed(allowed_dirs)}" if allowed_dirs else ""
     return SandpointServer(
         "sandpoint",
         title="Sandpoint",
         description="Point-in-time backups of directories, for coding agents.",
-        instructions=INSTRUCTIONS + where,
+        instructions=INSTRUCTIONS + describe_place(where),
         version=version("sandpoint"),
-        tools=build_tools(open_service, allowed_dirs=allowed_dirs),
+        tools=build_tools(services, where=where),
         log_level="WARNING",
     )

@@ -4,8 +4,10 @@ The SDK drops unknown arguments, reads "7" as 7 and sends every result twice, on
 builds its `Tool` with a subclass of `FuncMetadata`, the SDK's seam between the wire and the function.
 """
 
+import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import wraps
 from types import new_class
 from typing import Any
 
@@ -65,18 +67,34 @@ class StrictMetadata(FuncMetadata):
         return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=structured)
 
 
+def _without(function: Callable[..., Awaitable[Result]], names: Collection[str]) -> Callable[..., Awaitable[Result]]:
+    signature = inspect.signature(function, eval_str=True)
+    kept = [parameter for name, parameter in signature.parameters.items() if name not in names]
+    if len(kept) == len(signature.parameters):
+        return function
+
+    @wraps(function)
+    async def call(**arguments: Any) -> Result:
+        return await function(**arguments)
+
+    vars(call)["__signature__"] = signature.replace(parameters=kept)
+    return call
+
+
 def strict_tool(
     function: Callable[..., Awaitable[Result]],
     *,
     title: str,
     annotations: ToolAnnotations,
     notes: Mapping[str, str],
+    without: Collection[str] = (),
 ) -> Tool:
     """Build a tool from an async function; it has the function's name.
 
     The model reads its docstring. `notes` are added to the descriptions of the arguments they name: what is
-    only known when the server starts.
+    only known when the server starts. Arguments named by `without` are left out, as if the function had none such.
     """
+    function = _without(function, without)
     description = " ".join((function.__doc__ or "").split())
     tool = Tool.from_function(function, title=title, description=description, annotations=annotations)
     arguments: type[ArgModelBase] = new_class(

@@ -1,7 +1,10 @@
 """The seven tools: what a model reads about each (its docstring), and one call to the service."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any
 
 from mcp.server.mcpserver import Context
@@ -9,11 +12,14 @@ from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
 from pydantic import BeforeValidator, Field
 
+from sandpoint.errors import InvalidBackupConfigError
 from sandpoint.mcp_server.progress import ProgressReporter
 from sandpoint.mcp_server.results import BackupList, BackupSummary, Deleted, Difference, Forked, Restored, Verified
 from sandpoint.mcp_server.strict import strict_tool
 from sandpoint.models import DEFAULT_TTL, MAX_NAME, MAX_TTL, Mode
 from sandpoint.service import BackupService
+from sandpoint.services import ServiceSource, fork_to
+from sandpoint.settings import DOCKER_PREFIX, LOCAL
 
 MAX_PAGE = 100
 """How many backups one call of list_backups returns at most: a page is read by a model."""
@@ -40,13 +46,53 @@ def _parsed(value: object) -> object:
 Texts = Annotated[list[str] | None, BeforeValidator(_parsed)]
 TextsByKey = Annotated[dict[str, str] | None, BeforeValidator(_parsed)]
 BackupId = Annotated[str, Field(description="The backup's id, a UUID from create_backup or list_backups.")]
+SandboxName = Annotated[str | None, Field(description="Where the directory is: 'docker:NAME' for a container.")]
+
+SANDBOX_ARGUMENTS = ("sandbox", "sandboxes")
+"""Of the tools of a server that serves several sandboxes."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the tools work, as far as a model is told."""
+
+    allowed_dirs: Sequence[str] | None = None
+    """None: any but the system's."""
+    sandbox: str = LOCAL
+    """The one that is meant where none is named."""
+    sandboxes: Sequence[str] | None = None
+    """Patterns of those that may be named; None: none may."""
+
+
+class OneService:
+    """The service of the one sandbox that is served, asked for at every call. Implements `ServiceSource`."""
+
+    def __init__(self, open_service: Callable[[], BackupService]) -> None:
+        """Take what returns it."""
+        self._open_service = open_service
+
+    def check(self, name: str | None) -> str:
+        """Refuse: the tools have no argument for a name."""
+        raise InvalidBackupConfigError(f"sandbox: {name!r} cannot be named here; SANDPOINT_SANDBOXES says which can be")
+
+    @asynccontextmanager
+    async def use(self, name: str | None = None) -> AsyncIterator[BackupService]:
+        """Yield it; it stays open."""
+        if name is not None:
+            self.check(name)
+        yield self._open_service()
+
+    @asynccontextmanager
+    async def use_store(self) -> AsyncIterator[BackupService]:
+        """Yield it."""
+        yield self._open_service()
 
 
 class Tools:
-    """The tools, over a service that is opened when it is first needed."""
+    """The tools, over services that are opened when they are first needed."""
 
-    def __init__(self, open_service: Callable[[], BackupService]) -> None:
-        self._service = open_service
+    def __init__(self, services: ServiceSource) -> None:
+        self._services = services
 
     async def create_backup(
         self,
@@ -67,6 +113,10 @@ class Tools:
         ] = None,
         metadata: Annotated[TextsByKey, Field(description="Your own keys and values.")] = None,
         full: Annotated[bool, Field(description="Store everything again, sharing nothing with a parent.")] = False,
+        freeze: Annotated[
+            bool, Field(description="Pause the container for a moment: a backup of one instant, for databases.")
+        ] = False,
+        sandbox: SandboxName = None,
     ) -> BackupSummary:
         """Take a point-in-time backup of a directory, so that any later change in it can be undone.
 
@@ -74,8 +124,8 @@ class Tools:
         commands. Takes moments on source trees, seconds on tens of thousands of files; the directory is not
         changed. Keep the id: restore_backup brings this state back, diff_backup shows what changed since.
         """
-        return BackupSummary.of(
-            await self._service().create(
+        async with self._services.use(sandbox) as service:
+            backup = await service.create(
                 dir,
                 name=name,
                 description=description,
@@ -84,9 +134,10 @@ class Tools:
                 excludes=excludes or (),
                 metadata=metadata,
                 full=full,
+                freeze=freeze,
                 report=ProgressReporter(ctx),
             )
-        )
+        return BackupSummary.of(backup)
 
     async def restore_backup(
         self,
@@ -108,6 +159,7 @@ class Tools:
         ] = None,
         dry_run: Annotated[bool, Field(description="Only say what would change.")] = False,
         undo: Annotated[bool, Field(description="Back up the present state first and return its undo_id.")] = True,
+        sandbox: SandboxName = None,
     ) -> Restored:
         """Make a directory exactly as it was in a backup: changed and deleted files return, new ones go.
 
@@ -115,8 +167,8 @@ class Tools:
         up before: to undo the restore, restore its undo_id. With paths, only those files or folders are
         restored. Reads the directory once, writes only what differs.
         """
-        return Restored.of(
-            await self._service().restore(
+        async with self._services.use(sandbox) as service:
+            result = await service.restore(
                 backup_id,
                 dir=dir,
                 mode=mode,
@@ -125,7 +177,7 @@ class Tools:
                 undo=undo,
                 report=ProgressReporter(ctx),
             )
-        )
+        return Restored.of(result)
 
     async def fork_backup(
         self,
@@ -147,6 +199,10 @@ class Tools:
         undo: Annotated[
             bool, Field(description="Back up what a directory holds now first and return its undo_id.")
         ] = True,
+        sandboxes: Annotated[
+            Texts,
+            Field(max_length=MAX_DIRS, description="Restore to the directories in each of these: 'docker:NAME'."),
+        ] = None,
     ) -> Forked:
         """Restore one backup to several directories, each an independent writable copy of it.
 
@@ -154,9 +210,12 @@ class Tools:
         diff_backup(backup_id, dir). What a directory holds is replaced. The backup is fetched once, and
         overlays share its layers. If one directory fails, the error names those that are done.
         """
-        return Forked.of(
-            await self._service().fork(backup_id, dirs, mode=mode, undo=undo, report=ProgressReporter(ctx))
-        )
+        report = ProgressReporter(ctx)
+        if sandboxes:
+            targets = list(product(sandboxes, dirs))
+            return Forked.of(await fork_to(self._services, backup_id, targets, mode=mode, undo=undo, report=report))
+        async with self._services.use() as service:
+            return Forked.of(await service.fork(backup_id, dirs, mode=mode, undo=undo, report=report))
 
     async def list_backups(
         self,
@@ -168,14 +227,18 @@ class Tools:
         limit: Annotated[int, Field(ge=1, le=MAX_PAGE, description="At most so many.")] = 20,
         cursor: Annotated[str | None, Field(description="next_cursor of the page before.")] = None,
         include_expired: Annotated[bool, Field(description="Also those that can no longer be restored.")] = False,
+        sandbox: Annotated[str | None, Field(description="Only of this sandbox: 'docker:NAME'.")] = None,
     ) -> BackupList:
         """List backups, newest first, with id, name, directory, size and expiry.
 
         Use it to find the id for restore_backup, diff_backup, verify_backup or delete_backup. Fast; changes
         nothing.
         """
-        return BackupList.of(
-            await self._service().list(
+        if sandbox is not None and sandbox_id is None:
+            async with self._services.use(sandbox) as service:
+                sandbox_id = await service.sandbox_id()
+        async with self._services.use_store() as service:
+            page = await service.list(
                 dir=dir,
                 name=name,
                 sandbox_id=sandbox_id,
@@ -183,7 +246,7 @@ class Tools:
                 cursor=cursor,
                 include_expired=include_expired,
             )
-        )
+        return BackupList.of(page)
 
     async def delete_backup(self, backup_id: BackupId) -> Deleted:
         """Delete one backup for good; this cannot be undone.
@@ -191,7 +254,8 @@ class Tools:
         The directory itself is not touched, other backups stay whole. Rarely needed: backups expire by
         themselves.
         """
-        return Deleted.of(await self._service().delete(backup_id))
+        async with self._services.use_store() as service:
+            return Deleted.of(await service.delete(backup_id))
 
     async def diff_backup(
         self,
@@ -209,6 +273,7 @@ class Tools:
             Texts, Field(description="Compare only these files or folders, relative to the directory.")
         ] = None,
         content: Annotated[bool, Field(description="Also show how text files differ, as a patch.")] = False,
+        sandbox: SandboxName = None,
     ) -> Difference:
         """Show which paths were added, modified and removed since a backup, or between two backups.
 
@@ -216,14 +281,15 @@ class Tools:
         before. Reads the directory once; changes nothing. Counts are exact; at most 50 paths of each kind are
         named, and 16,000 characters of patches shown: narrow it down with paths.
         """
-        service, report = self._service(), ProgressReporter(ctx)
-        if not content:
-            return Difference.of(await service.diff(backup_id, other_id, dir=dir, paths=paths or (), report=report))
-        return Difference.with_contents(
-            await service.diff_contents(
-                backup_id, other_id, dir=dir, paths=paths or (), max_bytes=MAX_COMPARED, report=report
+        report = ProgressReporter(ctx)
+        async with self._services.use(sandbox) as service:
+            if not content:
+                return Difference.of(await service.diff(backup_id, other_id, dir=dir, paths=paths or (), report=report))
+            return Difference.with_contents(
+                await service.diff_contents(
+                    backup_id, other_id, dir=dir, paths=paths or (), max_bytes=MAX_COMPARED, report=report
+                )
             )
-        )
 
     async def verify_backup(self, ctx: ToolContext, backup_id: BackupId) -> Verified:
         """Read all of a backup's data and check that it is as it was written.
@@ -231,7 +297,8 @@ class Tools:
         Use it before you rely on an old or important backup. Cost grows with its size; changes nothing. If ok
         is false, problem says why: take a new backup, and restore from another.
         """
-        return Verified.of(await self._service().verify(backup_id, report=ProgressReporter(ctx)))
+        async with self._services.use_store() as service:
+            return Verified.of(await service.verify(backup_id, report=ProgressReporter(ctx)))
 
 
 def _hints(*, reads: bool = False, destroys: bool = False, idempotent: bool = True) -> ToolAnnotations:
@@ -240,12 +307,15 @@ def _hints(*, reads: bool = False, destroys: bool = False, idempotent: bool = Tr
     )
 
 
-def build_tools(open_service: Callable[[], BackupService], *, allowed_dirs: Sequence[str] | None) -> list[Tool]:
-    """Return the tools. `allowed_dirs` is told to the model; the service is what holds to it."""
-    tools = Tools(open_service)
-    notes = dict.fromkeys(("dir", "dirs"), describe_allowed(allowed_dirs)) if allowed_dirs else {}
+def build_tools(services: ServiceSource, *, where: Where) -> list[Tool]:
+    """Return the tools. Where they work is told to the model; the services are what holds to it."""
+    tools = Tools(services)
+    notes = dict.fromkeys(("dir", "dirs"), describe_allowed(where.allowed_dirs)) if where.allowed_dirs else {}
+    if where.sandboxes is not None:
+        notes |= dict.fromkeys(SANDBOX_ARGUMENTS, describe_sandboxes(where))
+    without = SANDBOX_ARGUMENTS if where.sandboxes is None else ()
     return [
-        strict_tool(function, title=title, annotations=hints, notes=notes)
+        strict_tool(function, title=title, annotations=hints, notes=notes, without=without)
         for function, title, hints in (
             (tools.create_backup, "Back up a directory", _hints(idempotent=False)),
             (tools.restore_backup, "Restore a backup", _hints(destroys=True)),
@@ -261,3 +331,24 @@ def build_tools(open_service: Callable[[], BackupService], *, allowed_dirs: Sequ
 def describe_allowed(allowed_dirs: Sequence[str]) -> str:
     """Return a sentence that says where the tools may work."""
     return f"Must be one of these or inside: {', '.join(allowed_dirs)}."
+
+
+def describe_sandboxes(where: Where) -> str:
+    """Return a sentence that says which sandboxes may be named."""
+    return f"Must match: {', '.join(where.sandboxes or ())}. Default: {where.sandbox}."
+
+
+def describe_place(where: Where) -> str:
+    """Return sentences that say in which sandboxes and directories the tools work, each on a line of its own."""
+    lines = []
+    if where.sandboxes is not None:
+        lines.append(
+            "Several sandboxes are served: name one with the argument sandbox, or for fork_backup several with "
+            f"sandboxes. {describe_sandboxes(where)}"
+        )
+    elif where.sandbox != LOCAL:
+        container = where.sandbox.removeprefix(DOCKER_PREFIX)
+        lines.append(f"All directories are those inside the Docker container {container}, not of this machine.")
+    if where.allowed_dirs:
+        lines.append(f"Directories: {describe_allowed(where.allowed_dirs)}")
+    return "".join(f"\n{line}" for line in lines)

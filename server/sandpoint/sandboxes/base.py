@@ -25,7 +25,12 @@ from sandpoint.models import (
 
 
 class Sandbox(Protocol):
-    """A place with trees in it. All but `turn` and `capabilities` are called during a turn."""
+    """A place with trees in it. All but `turn`, `clear_leftovers` and `capabilities` are called during a turn."""
+
+    @property
+    def option(self) -> str:
+        """What a command line needs to mean it, with a space before it; empty for the usual one."""
+        ...
 
     async def id(self) -> str:
         """Return the name of the sandbox in the metadata of its backups."""
@@ -53,6 +58,14 @@ class Sandbox(Protocol):
 
     async def adopt(self, request: AdoptRequest, report: Report) -> Adopted:
         """Make a layer and a manifest of an archive that another program wrote; they are in the cache for the turn."""
+        ...
+
+    async def check_freeze(self) -> None:
+        """See that all that runs there can be paused for a capture.
+
+        Raises:
+            InvalidBackupConfigError: It cannot.
+        """
         ...
 
     async def last_capture(self, dir: str) -> LastCapture:
@@ -110,6 +123,16 @@ class Sandbox(Protocol):
 
     async def prune(self, *, dry_run: bool = False) -> list[str]:
         """Drop overlays that are mounted no more, with what was written to them; return their directories."""
+        ...
+
+    async def clear_leftovers(self, *, dry_run: bool = False) -> list[str]:
+        """Remove what is kept beside this sandbox for others that are no more; return in words what that was.
+
+        Not during a turn, and it need not run.
+
+        Raises:
+            SandboxUnavailableError: Nobody can tell what there is.
+        """
         ...
 
     async def capabilities(self) -> Capabilities:

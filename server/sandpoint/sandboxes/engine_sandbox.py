@@ -4,7 +4,8 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Literal, TypeVar
 
 import anyio
@@ -14,9 +15,10 @@ from anyio.abc import ByteReceiveStream
 from anyio.streams.file import FileReadStream
 
 from sandpoint.engine.directory import check_allowed, is_within_any, parse_directory
+from sandpoint.engine.freezing import Freezer
 from sandpoint.engine.operations import Engine
 from sandpoint.engine.tools import Monitor
-from sandpoint.errors import StoreUnavailableError
+from sandpoint.errors import InvalidBackupConfigError, StoreUnavailableError
 from sandpoint.models import (
     Adopted,
     AdoptRequest,
@@ -43,6 +45,10 @@ Result = TypeVar("Result")
 
 _POLL_S = 0.001
 _REPORT_EVERY_S = 0.1
+
+
+_held: ContextVar["tuple[EngineSandbox, Engine] | None"] = ContextVar("held", default=None)
+"""Whose turn it is in this task, and the engine that waited for it."""
 
 
 class _ThreadMonitor:
@@ -93,6 +99,11 @@ class EngineSandbox:
         self._allowed = allowed_dirs
         self._kept_out = tuple(kept_out)
 
+    @property
+    def option(self) -> str:
+        """Nothing: a command line means this machine if it is not told otherwise."""
+        return ""
+
     async def id(self) -> str:
         """Return the sandbox's name in the metadata of its backups."""
         return await self._call(lambda engine: engine.id())
@@ -120,9 +131,11 @@ class EngineSandbox:
             with suppress(ValueError):  # it had joined the queue already
                 self._arrivals.remove(arrival)
             raise
+        before = _held.set((self, engine))
         try:
             yield
         finally:
+            _held.reset(before)
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(engine.leave, limiter=crowd)
 
@@ -141,7 +154,23 @@ class EngineSandbox:
         def granted(role: FileRole, file: StoredFile) -> WriteGrant:
             return anyio.from_thread.run(ask, role, file)
 
-        return await self._watched(lambda engine, monitor: engine.capture(request, monitor, granted), report)
+        def work(engine: Engine, monitor: Monitor) -> Captured:
+            if request.freeze == "never":
+                return engine.capture(request, monitor, granted)
+            with self._freezer() as freezer:
+                return engine.capture(request, monitor, granted, freezer)
+
+        return await self._watched(work, report)
+
+    async def check_freeze(self) -> None:
+        """Refuse: what runs on this machine is not to be stopped."""
+        self._freezer()
+
+    def _freezer(self) -> AbstractContextManager[Freezer]:
+        raise InvalidBackupConfigError(
+            "freeze: only what runs in a container can be paused for a backup, with the sandbox docker:NAME; here, "
+            "stop what writes to the directory, or back up without freeze"
+        )
 
     async def adopt(self, request: AdoptRequest, report: Report) -> Adopted:
         """Make a backup of ours of another program's; see `Engine.adopt`."""
@@ -203,6 +232,10 @@ class EngineSandbox:
         """Drop overlays that are mounted no more, and old notes; return the overlays' directories."""
         return await self._call(lambda engine: engine.prune(dry_run=dry_run))
 
+    async def clear_leftovers(self, *, dry_run: bool = False) -> list[str]:
+        """There is no other sandbox beside this one."""
+        return []
+
     async def capabilities(self) -> Capabilities:
         """Return what the sandbox can do, found out by trying."""
         return await self._call(lambda engine: engine.capabilities())
@@ -216,7 +249,17 @@ class EngineSandbox:
         return await anyio.to_thread.run_sync(work)
 
     async def _call(self, work: Callable[[Engine], Result]) -> Result:
-        return await anyio.to_thread.run_sync(lambda: work(self._connect()))
+        return await anyio.to_thread.run_sync(lambda: self._ask(work))
 
     async def _watched(self, work: Callable[[Engine, Monitor], Result], report: Report) -> Result:
-        return await anyio.to_thread.run_sync(lambda: work(self._connect(), _ThreadMonitor(report)))
+        return await anyio.to_thread.run_sync(lambda: self._ask(lambda engine: work(engine, _ThreadMonitor(report))))
+
+    def _ask(self, work: Callable[[Engine], Result]) -> Result:
+        held = _held.get()
+        # All of a turn is done by one engine: one that was started since has not waited for its turn.
+        engine = held[1] if held is not None and held[0] is self else self._connect()
+        return self._watch(engine, lambda: work(engine))
+
+    def _watch(self, engine: Engine, work: Callable[[], Result]) -> Result:
+        """Ask something of an engine."""
+        return work()

@@ -55,9 +55,14 @@ class DirectWay:
         self.check(target)
         folder = self._state_folder()
         try:
-            root = ContainerRoot(target.pid, stamped=target.stamped)
+            root = ContainerRoot(target.pid, stamped=target.stamped, is_right=lambda: self._is_here(target))
         except OSError as error:
             raise WayClosedError(f"process {target.pid} cannot be entered: {error.strerror}") from error
+        try:
+            os.close(root.view_for_programs())
+        except OSError as error:
+            root.close()
+            raise WayClosedError(f"its files cannot be shown ({error.strerror}): Linux 5.14 is needed") from error
         state = State(
             os.path.join(folder, "sandboxes", target.id),
             cache_bytes=self._settings.cache_bytes,

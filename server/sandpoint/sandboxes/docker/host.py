@@ -1,10 +1,14 @@
 """A Docker engine, and the containers that it runs."""
 
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from sandpoint.errors import InvalidBackupConfigError, SandboxUnavailableError
 
@@ -24,8 +28,10 @@ TARGET_LABEL = "sandpoint.target"
 """On a helper container: the id of the container that it is for."""
 
 _LABEL = "label="
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _STAMPED_BACKING = frozenset({"extfs", "xfs", "btrfs"})
 _TIMEOUT_S = 60
+_ENVIRONMENT = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,12 @@ class Target:
     @property
     def sandbox_id(self) -> str:
         """Its name in the metadata of backups: that of a container made anew under the same name is another."""
-        return f"docker:{self.id[:12]}"
+        return sandbox_id_of(self.id)
+
+
+def sandbox_id_of(container_id: str) -> str:
+    """Return the name of a container in the metadata of backups."""
+    return f"docker:{container_id[:12]}"
 
 
 class DockerHost:
@@ -62,6 +73,17 @@ class DockerHost:
         self._connect = connect or _client_of_environment
         self._local = threading.local()
         self._clients: list[docker.DockerClient] = []
+        self._users: WeakSet[object] = WeakSet()
+
+    def join(self, user: object) -> None:
+        """Note who uses it."""
+        self._users.add(user)
+
+    def leave(self, user: object) -> None:
+        """Note that somebody uses it no more; with the last one its connections end."""
+        self._users.discard(user)
+        if not self._users:
+            self.close()
 
     @property
     def client(self) -> "docker.DockerClient":
@@ -105,6 +127,10 @@ class DockerHost:
         with explained(f"container {reference}"):
             if reference.startswith(_LABEL):
                 return self._labelled(reference.removeprefix(_LABEL))
+            if not _NAME.fullmatch(reference):  # it would become part of a URL as it is
+                raise InvalidBackupConfigError(
+                    f"sandbox: no container can be called {reference!r}; see those that run with: docker ps"
+                )
             return self.client.containers.get(reference)
 
     def _labelled(self, label: str) -> "Container":
@@ -136,12 +162,54 @@ class DockerHost:
             volume = self.client.volumes.create(VOLUME, labels={ROLE_LABEL: "state"})
             return str(volume.attrs["Mountpoint"])
 
+    def find_volume(self) -> str | None:
+        """Return where that volume lies on the engine's host; None where there is none.
+
+        Raises:
+            SandboxUnavailableError: The engine does not answer.
+        """
+        with explained("its volumes"):
+            found = [each for each in self.client.volumes.list(filters={"name": VOLUME}) if each.name == VOLUME]
+        return str(found[0].attrs["Mountpoint"]) if found else None
+
+    def all_containers(self) -> "list[dict[str, Any]]":
+        """Return what a list tells of each container, running or not.
+
+        Raises:
+            SandboxUnavailableError: The engine does not answer.
+        """
+        with explained("its containers"):
+            return list(self.client.api.containers(all=True))
+
+    def version(self) -> tuple[str, str]:
+        """Return the engine's version, and where it is.
+
+        Raises:
+            SandboxUnavailableError: It does not answer.
+        """
+        with explained("its version"):
+            return str(self.client.version()["Version"]), self._place()
+
+    def _place(self) -> str:
+        url = str(self.client.api.base_url)
+        return os.environ.get("DOCKER_HOST") or "Docker's current context" if url.startswith("http+docker:") else url
+
     def close(self) -> None:
         """End its connections; it may be used again."""
         clients, self._clients = self._clients, []
         self._local = threading.local()
         for client in clients:
             client.close()
+
+
+def usual_host() -> DockerHost:
+    """Return the engine of the usual environment, the same for all who ask: what is known of it is asked once."""
+    return _host_of(tuple(os.environ.get(variable) for variable in _ENVIRONMENT))
+
+
+@cache
+def _host_of(_environment: tuple[str | None, ...]) -> DockerHost:
+    return DockerHost()
 
 
 def _client_of_environment() -> "docker.DockerClient":

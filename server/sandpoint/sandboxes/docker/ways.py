@@ -25,6 +25,11 @@ class WaySettings:
     relay: Relay | None
     """What carries files to and from a store that cannot be reached from a sandbox."""
     helper_image: str
+    """With a tag, just that image; without one, an image that is built from this installation where it is missing."""
+    helper_base: str = ""
+    """The image that it is built upon: Python 3.11 or later on Debian. Empty: one of Docker's own for Python."""
+    helper_idle_s: int = 600
+    """How long a helper waits for another operation before it ends."""
 
 
 class Way(Protocol):
