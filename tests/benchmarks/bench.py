@@ -12,9 +12,9 @@ from typing import get_args
 import pytest
 from rich.console import Console
 
-from benchmarks import bucket, docker, peers, report, rows, subject
+from benchmarks import bucket, containers, peers, report, rows, subject
 from benchmarks.bucket import BucketBench
-from benchmarks.docker import DockerBench
+from benchmarks.containers import DockerBench
 from benchmarks.plugin import PluginBench
 from benchmarks.rounds import MORE_ROUNDS, REST_S, Contender, Samples, merge, take_turns
 from benchmarks.subject import Subject
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> report.Report:
             versions |= bucket.versions()
         if options.only in {"docker", None}:
             samples |= DockerBench(os.path.join(space.path, "docker"), runner, options).measure()
-            versions |= docker.versions()
+            versions |= containers.versions()
         if options.only in {"plugin", None}:
             plugin = PluginBench(os.path.join(space.path, "plugin"), sizes, rounds=options.rounds, rest=options.rest)
             samples |= plugin.measure()

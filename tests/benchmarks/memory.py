@@ -13,7 +13,8 @@ from typing import Any
 from uuid6 import uuid7
 
 from sandpoint.engine.checked import digest
-from sandpoint.engine.state import State, remove_tree
+from sandpoint.engine.removal import remove_tree
+from sandpoint.engine.state import State
 from sandpoint.engine.transfer import fetch, send
 from sandpoint.models import Mode, Source, StoredLayer
 from sandpoint.service import open_service

@@ -95,6 +95,8 @@ _UNUSED = "pytest plugin, installed and unused"
 _PARTS: Mapping[str, Part] = {_BUCKET: "bucket", _DOCKER: "docker", _PLUGIN: "plugin", _UNUSED: "plugin"}
 _MEMORY_LIMIT = 250e6
 _LARGE_MEMORY_LIMIT = 600e6
+CONTAINERS = 20
+FEW = 1_500
 CHAIN = 16
 """Layers of the longest chain that is measured."""
 FORKS = 50
@@ -204,6 +206,10 @@ ROWS = (
     Row("docker_changed_helper", "create, 20 files changed, helper way", _DOCKER, at_most=0.6),
     Row("docker_restore_direct", "overlay restore, direct way", _DOCKER, at_most=0.06),
     Row("docker_restore_helper", "overlay restore, helper way, helper there already", _DOCKER, at_most=0.15),
+    Row("docker_freeze", "pause of create --freeze, 20 files changed since the walk", _DOCKER, at_most=0.1),
+    Row("docker_freeze_few", f"the same of {FEW:,} files, as a database has", _DOCKER, at_most=0.1),
+    Row("docker_fork", f"fork into {CONTAINERS} containers not entered before, overlay", _DOCKER, at_most=2.0),
+    Row("docker_fork_disk", "disk that these take", _DOCKER, at_most=CONTAINERS * 100e3, unit="bytes"),
     Row("copytree", f"copytree + rmtree, {_TREE}", _PLUGIN, "rollback_overlay", at_least=1000),
     Row("rollback_overlay", f"**rollback** by overlay, {_TREE}", _PLUGIN, at_most=0.0005),
     Row("rollback_overlay_larger", f"**rollback** by overlay, {_LARGER}", _PLUGIN, at_most=0.0005),

@@ -48,6 +48,7 @@ class Subject:
         dir: str | None = None,
         sandbox: str | None = None,
         docker_way: str | None = None,
+        helper_base: str | None = None,
     ) -> None:
         self.tree = tree
         self.dir = dir or tree
@@ -56,7 +57,11 @@ class Subject:
         self.backups = folder / "backups"
         state = os.path.join(work, "state")
         self.settings = read_settings(
-            store=store or folder.as_uri(), state_dir=state, sandbox=sandbox, docker_way=docker_way
+            store=store or folder.as_uri(),
+            state_dir=state,
+            sandbox=sandbox,
+            docker_way=docker_way,
+            docker_helper_base=helper_base,
         )
         self.service = open_service(self.settings)
         self.backup: Backup | None = None
@@ -225,11 +230,11 @@ class Subject:
         Path(self.tree, "spoiled").write_text("spoiled\n")
 
     def _check_overlay(self) -> None:
-        if not os.path.ismount(self.tree) or os.path.lexists(os.path.join(self.tree, "spoiled")):
+        if not is_mounted(self.tree) or os.path.lexists(os.path.join(self.tree, "spoiled")):
             raise RuntimeError("the overlay restore did not bring the backup back")
 
     def unmount(self) -> None:
-        if os.path.ismount(self.tree):
+        if is_mounted(self.tree):
             self.do(self.service.unmount(self.dir, undo=False))
 
     # -- many backups --
@@ -322,6 +327,11 @@ class Subject:
     def _peak(self, *arguments: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(command([sys.executable, str(_MEMORY), *arguments], self.environment()))
         return answer
+
+
+def is_mounted(directory: str) -> bool:
+    """Whether something is mounted on a directory; by way of `/proc/PID/root`, os.path.ismount looks elsewhere."""
+    return os.stat(directory).st_dev != os.stat(os.path.dirname(directory)).st_dev
 
 
 def fingerprint(tree: str) -> int:
