@@ -71,6 +71,20 @@ def test_the_uses_of_the_pytest_plugin(arguments: list[str], tmp_path: Path) -> 
     assert list_tree(EXAMPLES / "pytest_plugin" / "data") == before
 
 
+def test_a_database_in_a_container_is_rolled_back(debian: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "docker_postgres"],
+        cwd=EXAMPLES.parent,
+        env=os.environ
+        | {"POSTGRES_IMAGE": debian, "SANDPOINT_STATE_DIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "6 passed" in done.stdout, done.stdout
+
+
 def test_the_service_is_used_from_python(tmp_path: Path) -> None:
     told = run("python_service.py", tmp_path)
     assert "added ('junk.tmp',)" in told

@@ -45,6 +45,13 @@ class FakeService:
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.closed = False
+
+    async def __aenter__(self) -> "FakeService":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.closed = True
 
     def __getattr__(self, operation: str) -> Any:
         signature = inspect.signature(getattr(BackupService, operation))

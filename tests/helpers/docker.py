@@ -67,6 +67,13 @@ class Target:
         """Its tree as root of this machine sees it, mounts and all, while it runs."""
         return Path(f"/proc/{self.pid}/root")
 
+    @property
+    def state(self) -> Path:
+        """Where Sandpoint keeps on this machine what is of this container."""
+        client = self.container.client
+        assert client is not None
+        return Path(client.volumes.get("sandpoint-state").attrs["Mountpoint"]) / "sandboxes" / self.id
+
     def run(self, *argv: str, user: str = "", environment: Mapping[str, str] | None = None) -> bytes:
         """Run a command in it, and return what it says, stderr too; fail unless it ends with 0."""
         status, output = self.attempt(*argv, user=user, environment=environment)

@@ -17,16 +17,20 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sandpoint.chains import DEFAULT_LIMITS
 from sandpoint.engine import linux
+from sandpoint.engine.visitor import Visitor
+
+if TYPE_CHECKING:
+    from sandpoint.service import BackupService
 
 _OS = (
     "rmdir", "rename", "replace", "link", "symlink", "remove", "chmod", "fchmod", "chown", "utime",
     "setxattr", "removexattr", "mknod", "fsync", "write",
 )  # fmt: skip
-_LINUX = ("mount", "detach", "detach_open", "rename_new", "exchange", "_attach")
+_LINUX = ("mount", "move_mount_to", "detach", "detach_open", "rename_new", "exchange", "_attach")
 _MOST_CHANGES = 600
 
 
@@ -79,6 +83,7 @@ class Killer:
         self.wrap(builtins, "open", counts=lambda _path, mode="r", *_a, **_k: any(c in mode for c in "wxa"))
         for name in _LINUX:
             self.wrap(linux, name)
+        self.wrap(Visitor, "_ask")
         self.wrap(subprocess.Popen, "__init__")
         self.wrap(subprocess.Popen, "wait")
 
@@ -94,17 +99,28 @@ def _is_there(path: Any, dir_fd: int | None) -> bool:
 def _run(request: dict[str, Any]) -> None:
     import anyio
 
-    from helpers.place import Place
-
-    state = Path(request["place"].pop("state"))
-    place = Place(Path(request["base"]), state=state, **request["place"])
-    operation = getattr(place.service, request["operation"])
+    operation = getattr(_service(request), request["operation"])
     killer = Killer(request["at"])
     if request["since"] is None:
         killer.install()
     else:
         killer.install_at(request["since"])
     anyio.run(functools.partial(operation, *request["arguments"], **request["options"]))
+
+
+def _service(request: dict[str, Any]) -> "BackupService":
+    from helpers.place import Place
+    from sandpoint.service import open_service
+    from sandpoint.settings import read_settings
+
+    base = Path(request["base"])
+    state = request["place"].pop("state")
+    if request["sandbox"] is None:
+        return Place(base, state=Path(state), **request["place"]).service
+    sandbox, way = request["sandbox"]
+    return open_service(
+        read_settings({}, store=(base / "store").as_uri(), state_dir=state, sandbox=sandbox, docker_way=way)
+    )
 
 
 def _child(request: dict[str, Any]) -> None:
@@ -184,11 +200,13 @@ class KillerProcess(HelperProcess):
         overlay: str | None = None,
         chain_layers: int = DEFAULT_LIMITS.layers,
         since: str | None = None,
+        sandbox: tuple[str, str] | None = None,
         **options: Any,
     ) -> bool:
         """Run an operation that is killed before its change number `at`; return whether it came so far.
 
-        With `since`, the full name of a function, changes are counted from the call of that on.
+        With `since`, the full name of a function, changes are counted from the call of that on. With `sandbox`, it is
+        done there, by a way: `("docker:web", "direct")`.
         """
         request = {
             "base": str(base),
@@ -198,6 +216,7 @@ class KillerProcess(HelperProcess):
             "options": options,
             "at": at,
             "since": since,
+            "sandbox": sandbox,
         }
         answer = self.ask(request)
         assert answer in {"killed", "done"}, answer

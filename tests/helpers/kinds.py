@@ -8,7 +8,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import anyio
 
-from helpers.docker import Target
+from helpers.docker import Engine, Target
 from helpers.trees import Listing, in_whole_seconds, list_tree
 from sandpoint.models import Backup, Changes, RestoreResult
 from sandpoint.service import BackupService, open_service
@@ -18,14 +18,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Kind = Literal["local", "direct", "helper", "archive"]
-KINDS: tuple[Kind, ...] = ("local", "direct")
+KINDS: tuple[Kind, ...] = ("local", "direct", "helper", "archive")
 
 
 class Sandboxed:
     """A directory in a sandbox, a store and the service between them."""
 
-    def __init__(self, kind: Kind, base: Path, target: Target | None) -> None:
+    def __init__(self, kind: Kind, base: Path, target: Target | None, *, helper_base: str | None = None) -> None:
         self.kind = kind
+        self.helper_base = helper_base
         self.target = target
         self.base = base
         self.store = base / "store"
@@ -41,6 +42,7 @@ class Sandboxed:
                 state_dir=str(self.base / "state"),
                 sandbox="local" if self.target is None else self.target.sandbox,
                 docker_way=self.kind if self.target is not None else None,
+                docker_helper_base=self.helper_base,
             )
         )
 
@@ -77,12 +79,15 @@ class Sandboxed:
 
 
 @contextmanager
-def opened(kind: Kind, base: Path, start: Callable[..., Target], **options: Any) -> Iterator[Sandboxed]:
+def opened(
+    kind: Kind, base: Path, start: Callable[..., Target], *, engine: Engine | None = None, **options: Any
+) -> Iterator[Sandboxed]:
     """Make a sandbox of a kind, of a container without any capability where it is one."""
     target = None
     if kind != "local":
         target = start(cap_drop=["ALL"], security_opt=["no-new-privileges"], **options)
-    sandboxed = Sandboxed(kind, base, target)
+    helper_base = engine.debian_image() if engine is not None and kind == "helper" else None
+    sandboxed = Sandboxed(kind, base, target, helper_base=helper_base)
     try:
         yield sandboxed
     finally:

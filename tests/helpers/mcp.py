@@ -59,6 +59,9 @@ class FakeService(BackupService):
     cancelled: anyio.Event = field(default_factory=anyio.Event)
     started: anyio.Event = field(default_factory=anyio.Event)
 
+    async def close(self) -> None:
+        """There is nothing to end."""
+
     async def _asked(self, operation: str, report: Report | None = None, **options: Any) -> None:
         self.calls.append((operation, options))
         if self.error is not None:
@@ -83,6 +86,7 @@ class FakeService(BackupService):
         excludes: Iterable[str] = (),
         metadata: Mapping[str, str] | None = None,
         full: bool = False,
+        freeze: bool = False,
         report: Report | None = None,
     ) -> Backup:
         await self._asked(
@@ -96,6 +100,7 @@ class FakeService(BackupService):
             excludes=list(excludes),
             metadata=metadata,
             full=full,
+            freeze=freeze,
         )
         return make_backup(dir=dir, name=name)
 

@@ -163,7 +163,7 @@ def test_bad_metadata(metadata: object) -> None:
     assert refused(CreateOptions, dir="/work", metadata=metadata).startswith("metadata")
 
 
-@pytest.mark.parametrize("field", ["use_gitignore", "full"])
+@pytest.mark.parametrize("field", ["use_gitignore", "full", "freeze"])
 @pytest.mark.parametrize("value", [1, "yes", None])
 def test_a_flag_is_a_bool(field: str, value: object) -> None:
     assert f"{field}: must be true or false" in refused(CreateOptions, **{"dir": "/work", field: value})

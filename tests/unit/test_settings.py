@@ -112,3 +112,19 @@ def test_resolve_follows_links_and_survives_a_loop(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     assert resolve(f"{tmp_path}/link/../link/x") == f"{tmp_path}/there/x"
     assert resolve(f"{tmp_path}/loop/x").startswith(str(tmp_path))
+
+
+def test_names_of_sandboxes_are_checked_and_patterns_split() -> None:
+    settings = read_settings({"SANDPOINT_SANDBOXES": " docker:agent-*, docker:web,local,"})
+    assert settings.sandboxes == ("docker:agent-*", "docker:web", "local")
+    for variable, value in (("SANDBOXES", "docker:web,*"), ("SANDBOX", "web"), ("SANDBOX", "docker:")):
+        with pytest.raises(InvalidBackupConfigError, match="is unknown; use 'local', or 'docker:NAME'"):
+            read_settings({f"SANDPOINT_{variable}": value})
+
+
+def test_links_of_this_machine_mean_nothing_in_a_container(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/srv")
+    allowed = {"SANDPOINT_ALLOWED_DIRS": f"{tmp_path}/link/:/a/../b"}
+    assert read_settings(allowed).allowed_dirs == ("/srv", "/b")
+    for containers in ({"SANDPOINT_SANDBOX": "docker:web"}, {"SANDPOINT_SANDBOXES": "docker:web"}):
+        assert read_settings(allowed | containers).allowed_dirs == (f"{tmp_path}/link", "/b")

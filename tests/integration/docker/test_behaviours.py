@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from helpers.docker import Target
+from helpers.docker import Engine, Target
 from helpers.kinds import KINDS, Kind, Sandboxed, opened
 from helpers.place import unmount_all
 from helpers.trees import assert_same, build_small, build_zoo, in_whole_seconds, inodes, write
@@ -23,8 +23,10 @@ EXACT = OVERLAYS
 
 
 @pytest.fixture(params=KINDS)
-def here(request: pytest.FixtureRequest, tmp_path: Path, start_container: Start) -> Iterator[Sandboxed]:
-    with opened(request.param, tmp_path, start_container) as sandboxed:
+def here(
+    request: pytest.FixtureRequest, tmp_path: Path, start_container: Start, docker_engine: Engine
+) -> Iterator[Sandboxed]:
+    with opened(request.param, tmp_path, start_container, engine=docker_engine) as sandboxed:
         build_small(sandboxed.tree)
         yield sandboxed
     unmount_all(tmp_path)
@@ -186,7 +188,7 @@ def test_a_file_or_a_link_in_place_of_a_directory_is_refused(here: Sandboxed) ->
 
 
 def test_a_damaged_layer_is_refused_before_anything_is_touched(here: Sandboxed) -> None:
-    backup = here.create()
+    before, backup = here.listing(), here.create()
     break_up(here.tree)
     broken = here.listing()
     layer = here.store / "backups" / backup.id / "data.sqsh"
@@ -194,9 +196,12 @@ def test_a_damaged_layer_is_refused_before_anything_is_touched(here: Sandboxed) 
     content[len(content) // 2] ^= 1
     layer.write_bytes(content)
 
+    if here.kind == "helper":  # it has what it sent in its own cache, checked
+        here.restore(backup.id, undo=False)
+        assert_same(before, here.listing())
+        return
     with pytest.raises(BackupIntegrityError):
         here.restore(backup.id, undo=False)
-
     assert_same(broken, here.listing())
 
 

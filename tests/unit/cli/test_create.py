@@ -16,7 +16,7 @@ def test_every_option_reaches_the_service(answer: Answer) -> None:
     service = answer(create=make_backup())
     arguments = (
         "create /work --name n --description d --ttl 90.5 --use-gitignore --exclude *.log "
-        "--exclude !keep.log --metadata k=v --metadata url=a=b --full"
+        "--exclude !keep.log --metadata k=v --metadata url=a=b --full --freeze"
     )
     assert main(arguments.split()) == 0
     assert service.calls == [
@@ -31,6 +31,7 @@ def test_every_option_reaches_the_service(answer: Answer) -> None:
                 "excludes": ["*.log", "!keep.log"],
                 "metadata": {"k": "v", "url": "a=b"},
                 "full": True,
+                "freeze": True,
             },
         )
     ]

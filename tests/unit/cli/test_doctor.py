@@ -123,3 +123,19 @@ def test_a_folder_has_no_server(
     answer(capabilities=make_capabilities(), check_store=None)
     assert main(["doctor", "--store", "file:///backups"]) == 0
     assert "minio" not in capsys.readouterr().out
+
+
+def test_commands_that_help_are_for_the_same_store_and_sandbox(
+    answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = Capability(
+        name="overlay on /w",
+        available=False,
+        needed_for="what was open",
+        remedy="restore it again",
+        commands=(("restore", "ID", "--to", "/my dir"),),
+    )
+    answer(capabilities=Capabilities(sandbox="web", overlay=None, items=(lost,)), check_store=None)
+    assert main(["doctor", "--store", "file:///backups", "--sandbox", "docker:web"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "sandpoint restore ID --to '/my dir' --store file:///backups --sandbox docker:web" in lines

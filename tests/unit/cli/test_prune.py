@@ -132,3 +132,19 @@ def test_a_program_gets_the_decisions(answer: Answer, capsys: pytest.CaptureFixt
 def test_a_count_is_a_number(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", "--keep-last", value]) == 2
     assert "--keep-last" in capsys.readouterr().err
+
+
+def test_what_was_not_done_and_what_is_left_of_containers_is_told(
+    answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = tuple(f"state of container {number}, which is no more" for number in range(12))
+    answer(prune=RESULT.model_copy(update={"leftovers": states, "sandbox_problem": "container web is\nnot running"}))
+    assert main(["prune"]) == 0
+    out, err = capsys.readouterr()
+    assert "Removed on the Docker engine: state of container 0, which is no more, " in out
+    assert "state of container 9, which is no more and 2 more.\n" in out
+    assert err == "warning: only the store was pruned, not the sandbox: container web is\\nnot running\n"
+    nothing = PruneResult(removed=(), abandoned=(), freed_bytes=0, leftovers=states[:1])
+    answer(prune=nothing)
+    assert main(["prune"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "No backup was removed."

@@ -1,6 +1,6 @@
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -223,3 +223,38 @@ def test_a_program_gets_the_fork(answer: Answer, capsys: pytest.CaptureFixture[s
     answer(fork=result)
     assert main(["restore", ID, "--to", "/a", "--to", "/b", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == result.model_dump(mode="json")
+
+
+def test_several_sandboxes_are_restored_in_and_each_command_names_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    async def fork_to(
+        services: object, backup_id: str, targets: Iterable[tuple[str, str]], **options: Any
+    ) -> ForkResult:
+        asked.update(options, backup_id=backup_id, targets=list(targets))
+        restores = [
+            make_result(dir=folder, sandbox=name, mode="overlay", changes=None) for name, folder in asked["targets"]
+        ]
+        return ForkResult(success=True, id=ID, restores=tuple(restores))
+
+    monkeypatch.setattr("sandpoint.services.fork_to", fork_to)
+    where = ["--sandbox", "docker:a", "--sandbox", "docker:b", "--to", "/w"]
+    assert main(["restore", ID, *where]) == 0
+    assert asked["targets"] == [("docker:a", "/w"), ("docker:b", "/w")]
+    out = capsys.readouterr().out
+    assert "  docker:a /w by overlay\n  docker:b /w by overlay\n" in out
+    assert f"  sandpoint restore {UNDO_ID} --sandbox docker:b  # docker:b /w\n" in out
+    assert "  sandpoint unmount /w --sandbox docker:a\n" in out
+    assert main(["restore", ID, *where[:4]]) == 2
+    assert "several --sandbox need --to DIR" in capsys.readouterr().err
+
+
+def test_one_sandbox_reaches_the_settings(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    service = answer(restore=make_result(taken_in="docker:abc"))
+    assert main(["restore", ID, "--sandbox", "docker:web"]) == 0
+    out = capsys.readouterr().out
+    assert "The backup was taken in another sandbox, docker:abc.\n" in out
+    assert f"sandpoint restore {UNDO_ID} --sandbox docker:web\n" in out
+    assert service.closed

@@ -10,7 +10,9 @@ import pytest
 from helpers.engine import entry, folder, opened
 from sandpoint.engine import restore as restore_engine
 from sandpoint.engine.manifest import Header
-from sandpoint.engine.state import State, remove_tree, staging_folder
+from sandpoint.engine.removal import remove_tree
+from sandpoint.engine.roots import HOST
+from sandpoint.engine.state import State, staging_folder
 from sandpoint.errors import SandboxUnavailableError
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root is able to do harm here")
@@ -28,11 +30,11 @@ def test_a_staging_folder_that_was_exchanged_for_a_link_is_not_written_through(t
     directory.mkdir()
     outside.mkdir()
     try:
-        with opened(directory) as root, staging_folder(root, str(directory), str(work)) as staging:
+        with opened(directory) as root, staging_folder(HOST, root, str(directory), str(work)) as staging:
             (made,) = directory.iterdir()
             made.rename(directory / "aside")
             made.symlink_to(outside)
-            Path(staging, "tree").mkdir()
+            Path(staging.filled_at, "tree").mkdir()
             assert [path.name for path in (directory / "aside").iterdir()] == ["tree"]
         assert list(outside.iterdir()) == []
     finally:
@@ -44,9 +46,9 @@ def test_a_staging_folder_that_was_exchanged_for_a_link_is_not_written_through(t
 def test_a_staging_folder_inside_is_ours_alone_and_goes(tmp_path: Path) -> None:
     work = other_mount(tmp_path)
     try:
-        with opened(tmp_path) as root, staging_folder(root, str(tmp_path), str(work)) as staging:
-            assert stat.S_IMODE(os.stat(staging).st_mode) == 0o700
-            Path(staging, "left").mkdir()
+        with opened(tmp_path) as root, staging_folder(HOST, root, str(tmp_path), str(work)) as staging:
+            assert stat.S_IMODE(os.stat(staging.path).st_mode) == 0o700
+            Path(staging.path, "left").mkdir()
         assert list(tmp_path.iterdir()) == []
     finally:
         (work / "inside.json").unlink()

@@ -41,7 +41,7 @@ class Service(FakeService):
         finally:
             Path("cleaned").touch()
 
-def open_service(settings):
+def open_service(settings, *, allowed, store):
     Path("allowed").write_text(":".join(settings.allowed_dirs))
     if not Path("store").exists():
         raise StoreUnavailableError("cannot open the store; create it")

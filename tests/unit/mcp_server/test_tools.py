@@ -7,8 +7,10 @@ import pytest
 from mcp import Client
 
 from helpers.mcp import ID, FakeService, code, text
-from sandpoint.errors import ERRORS, SandpointError
+from sandpoint.errors import ERRORS, InvalidBackupConfigError, SandpointError
 from sandpoint.mcp_server import build_server
+from sandpoint.mcp_server.server import build_lazy_server
+from sandpoint.mcp_server.tools import Where
 
 pytestmark = pytest.mark.anyio
 
@@ -106,6 +108,7 @@ async def test_the_instructions_name_the_way_there_and_back(service: FakeService
                 "excludes": [],
                 "metadata": None,
                 "full": False,
+                "freeze": False,
             },
         ),
         (
@@ -119,6 +122,7 @@ async def test_the_instructions_name_the_way_there_and_back(service: FakeService
                 "excludes": ["*.log"],
                 "metadata": {"k": "v"},
                 "full": True,
+                "freeze": True,
             },
             {
                 "dir": "/work/app",
@@ -129,6 +133,7 @@ async def test_the_instructions_name_the_way_there_and_back(service: FakeService
                 "excludes": ["*.log"],
                 "metadata": {"k": "v"},
                 "full": True,
+                "freeze": True,
             },
         ),
         (
@@ -345,3 +350,61 @@ async def test_cancelling_the_request_cancels_the_service(service: FakeService, 
             with anyio.CancelScope(shield=True):
                 await service.cancelled.wait()
     assert service.cancelled.is_set()
+
+
+class Several:
+    """Services of which each use is noted; only docker:a and docker:b may be named."""
+
+    def __init__(self, service: FakeService) -> None:
+        self.service = service
+        self.used: list[str | None] = []
+
+    def check(self, name: str | None) -> str:
+        if name not in {None, "docker:a", "docker:b"}:
+            raise InvalidBackupConfigError(f"sandbox: {name!r} is not among those that may be used here")
+        return name or "docker:a"
+
+    @asynccontextmanager
+    async def use(self, name: str | None = None) -> AsyncIterator[FakeService]:
+        self.used.append(self.check(name))
+        yield self.service
+
+    @asynccontextmanager
+    async def use_store(self) -> AsyncIterator[FakeService]:
+        self.used.append("store")
+        yield self.service
+
+
+WITH_SANDBOX = {"create_backup", "restore_backup", "list_backups", "diff_backup"}
+
+
+async def test_only_a_server_of_several_sandboxes_takes_their_names(service: FakeService) -> None:
+    for several in (False, True):
+        where = Where(sandbox="docker:a", sandboxes=("docker:a", "docker:b") if several else None)
+        async with Client(build_lazy_server(Several(service), where=where)) as client:
+            tools = {tool.name: tool.input_schema["properties"] for tool in (await client.list_tools()).tools}
+            assert {name for name, properties in tools.items() if "sandbox" in properties} == (
+                WITH_SANDBOX if several else set()
+            )
+            assert ("sandboxes" in tools["fork_backup"]) == several
+            if several:
+                assert "docker:a, docker:b. Default: docker:a." in tools["create_backup"]["sandbox"]["description"]
+                assert "Several sandboxes are served" in (client.instructions or "")
+            else:
+                assert "inside the Docker container a, not of this machine" in (client.instructions or "")
+                refused = await client.call_tool("create_backup", {"dir": "/w", "sandbox": "docker:a"})
+                assert code(refused) == "INVALID_BACKUP_CONFIG"
+
+
+async def test_a_tool_works_in_the_sandbox_that_it_is_told(service: FakeService) -> None:
+    services = Several(service)
+    where = Where(sandbox="docker:a", sandboxes=("docker:a", "docker:b"))
+    async with Client(build_lazy_server(services, where=where)) as client:
+        await client.call_tool("create_backup", {"dir": "/w", "sandbox": "docker:b"})
+        await client.call_tool("restore_backup", {"backup_id": ID})
+        await client.call_tool("verify_backup", {"backup_id": ID})
+        assert services.used == ["docker:b", "docker:a", "store"]
+        await client.call_tool("fork_backup", {"backup_id": ID, "dirs": ["/w"], "sandboxes": ["docker:a", "docker:b"]})
+        assert services.used[3:] == ["docker:a", "docker:b"]
+        refused = await client.call_tool("create_backup", {"dir": "/w", "sandbox": "docker:c"})
+        assert code(refused) == "INVALID_BACKUP_CONFIG"

@@ -4,9 +4,10 @@ import msgspec
 
 from pytest_sandpoint.checkpoints import Active
 from pytest_sandpoint.findings import Finding, Leaks, from_json, to_json
-from pytest_sandpoint.options import Strategy
+from pytest_sandpoint.options import LOCAL, Strategy
 from sandpoint.engine.manifest import Entry
 from sandpoint.engine.plan import Plan
+from sandpoint.models import Changes
 
 FILE = 0o100644
 
@@ -20,12 +21,16 @@ class Level:
 
     strategy: Strategy = "copy"
     directory = "/data"
+    sandbox = LOCAL
 
     def __init__(self) -> None:
         self.now = Plan()
 
     def plan(self) -> Plan:
         return self.now
+
+    def changes(self) -> Changes:
+        return self.now.changes()
 
     def roll_back(self) -> None:
         self.now = Plan()

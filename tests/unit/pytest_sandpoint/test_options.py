@@ -17,6 +17,8 @@ INI: dict[str, object] = {
     "sandbox_keep_failed": False,
     "sandbox_kept_dir": "",
     "sandbox_report": False,
+    "sandbox_name": "",
+    "sandbox_docker_image": "",
 }
 """What pytest says of an ini-file that says nothing."""
 
@@ -35,8 +37,12 @@ class Source:
         return self._noted[name]
 
 
-def read(given: dict[str, object] | None = None, noted: dict[str, object] | None = None) -> Options:
-    return read_options(Source(given, noted), root=ROOT, started_in=STARTED_IN)
+def read(
+    given: dict[str, object] | None = None,
+    noted: dict[str, object] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Options:
+    return read_options(Source(given, noted), root=ROOT, started_in=STARTED_IN, environment=environment or {})
 
 
 def test_nothing_said_is_nothing_done() -> None:
@@ -44,6 +50,31 @@ def test_nothing_said_is_nothing_done() -> None:
         dirs=(), strategy="auto", namespace="auto", keep_failed=False, kept_dir=None, report=False, root=str(ROOT)
     )
     assert not read().is_needed_from_the_start
+
+
+def test_the_sandbox_is_that_of_the_command_line_then_the_ini_file_then_the_environment() -> None:
+    given: dict[str, object] = {"sandbox_name": "docker:given"}
+    noted: dict[str, object] = {"sandbox_name": "docker:noted"}
+    environment = {"SANDPOINT_SANDBOX": "docker:environment"}
+    assert read(given, noted, environment).sandbox == "docker:given"
+    assert read(noted=noted, environment=environment).sandbox == "docker:noted"
+    assert read(environment=environment).sandbox == "docker:environment"
+    assert read().sandbox == "local"
+    assert not read(environment=environment).is_here
+
+
+def test_directories_in_a_container_are_absolute_and_need_nothing_of_this_machine() -> None:
+    options = read({"sandbox_name": "docker:web", "sandbox_checkpoint_dir": ["/b", "/b/c"]})
+    assert options.dirs == ("/b", "/b/c")
+    assert not options.is_needed_from_the_start
+    with pytest.raises(UsageError, match="'b' is relative; in docker:web name an absolute path"):
+        read({"sandbox_name": "docker:web"}, {"sandbox_checkpoint_dirs": ["b"]})
+
+
+def test_the_image_is_that_of_the_command_line_then_the_ini_file() -> None:
+    assert read({"sandbox_docker_image": "a:1"}, {"sandbox_docker_image": "b:1"}).docker_image == "a:1"
+    assert read(noted={"sandbox_docker_image": "b:1"}).docker_image == "b:1"
+    assert read().docker_image is None
 
 
 def test_directories_of_both_sources_count_each_from_its_own_place() -> None:
