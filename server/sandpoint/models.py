@@ -436,6 +436,13 @@ class OverlayState(Strict):
     backup_id: BackupId
 
 
+class LostOverlay(Strict):
+    """An overlay of ours that is mounted no more, after a restart for instance; what was written to it is kept."""
+
+    dir: str
+    backup_id: BackupId
+
+
 class LastCapture(Strict):
     """The backups that a delta would best be built on, the best first.
 

@@ -52,6 +52,7 @@ from sandpoint.models import (
     Freeze,
     Lifecycle,
     ListOptions,
+    LostOverlay,
     Mode,
     Parent,
     Progress,
@@ -974,6 +975,17 @@ class BackupService:
             BackupIntegrityError: A backup's metadata is damaged: what it needs is not known.
         """
         return await self._store.apply_lifecycle(days)
+
+    async def lost_overlays(self) -> tuple[LostOverlay, ...]:
+        """Return the overlays that are mounted no more, after a restart of the sandbox for instance.
+
+        What was written to them is kept until a `prune`; `restore` brings the backup back that each showed. Where the
+        sandbox cannot be reached, or only at some cost, there are none.
+        """
+        try:
+            return tuple(await self._sandbox.lost_overlays())
+        except (SandboxUnavailableError, InvalidBackupConfigError):
+            return ()
 
     async def check_store(self) -> None:
         """See that backups can be written.

@@ -43,7 +43,7 @@ class FakeService:
     """
 
     def __init__(self, **answers: Any) -> None:
-        self.answers = answers
+        self.answers = {"lost_overlays": ()} | answers
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.closed = False
 

@@ -1,6 +1,6 @@
 """`sandpoint list`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,10 +8,11 @@ import typer
 
 from sandpoint.cli.options import Common, Json, Sandbox, Store
 from sandpoint.cli.run import run
-from sandpoint.cli.terminal import Column, local_time, printable, say, say_table, size
+from sandpoint.cli.terminal import Column, local_time, printable, say, say_table, size, warn
 
 if TYPE_CHECKING:
-    from sandpoint.models import Backup, BackupPage
+    from sandpoint.models import Backup, BackupPage, LostOverlay, Report
+    from sandpoint.service import BackupService
 
 
 def list_backups(
@@ -36,11 +37,19 @@ def list_backups(
     options: dict[str, Any] = filters | {"include_expired": every}
     if limit is not None:  # where none is given, the service's own default holds
         options["limit"] = limit
-    return run(
-        Common(store, sandbox, as_json),
-        lambda service, report: service.list(**options),
-        lambda page: show_page(page, filtered=filtered, now=datetime.now(UTC)),
-    )
+    common = Common(store, sandbox, as_json)
+    lost: list[LostOverlay] = []
+
+    async def find(service: "BackupService", _report: "Report") -> "BackupPage":
+        page = await service.list(**options)
+        lost.extend(() if as_json else await service.lost_overlays())
+        return page
+
+    def show(page: "BackupPage") -> None:
+        show_page(page, filtered=filtered, now=datetime.now(UTC))
+        show_lost(lost, common)
+
+    return run(common, find, show)
 
 
 COLUMNS: tuple[tuple[Column, "Callable[[Backup], str]"], ...] = (
@@ -60,6 +69,13 @@ SANDBOX: tuple[Column, "Callable[[Backup], str]"] = (
     lambda backup: printable(backup.sandbox_id),
 )
 """Where the backups listed are not all of one."""
+
+
+def show_lost(lost: "Sequence[LostOverlay]", common: Common) -> None:
+    """Say which overlays went with a restart, and what brings each back."""
+    for overlay in lost:
+        again = common.command("restore", overlay.backup_id, "--to", overlay.dir, "--mode", "overlay")
+        warn(f"the overlay on {printable(overlay.dir)} went with a restart; to have its backup there again: {again}")
 
 
 def show_page(page: "BackupPage", *, filtered: bool, now: datetime) -> None:

@@ -18,6 +18,7 @@ from sandpoint.engine.freezing import Freezer
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Check, Monitor
 from sandpoint.engine.turns import Ticket
+from sandpoint.errors import SandboxUnavailableError
 from sandpoint.models import (
     Adopted,
     AdoptRequest,
@@ -30,6 +31,7 @@ from sandpoint.models import (
     CompareRequest,
     ContentChanges,
     LastCapture,
+    LostOverlay,
     OverlayState,
     ReadRequest,
 )
@@ -101,6 +103,10 @@ class Engine(Protocol):
         """Return the overlay of ours that is mounted on a directory."""
         ...
 
+    def lost_overlays(self) -> list[LostOverlay]:
+        """Return the overlays that are mounted no more; not only in a turn."""
+        ...
+
     def is_written(self, dir: str) -> bool:
         """Whether anything was written to overlays at or below a directory."""
         ...
@@ -152,12 +158,21 @@ class LocalEngine:
             while not ticket.is_next():
                 check()
                 time.sleep(_POLL_S)
-            self.state.heal()
-            overlays.heal(self.state)
+            self._heal()
         except BaseException:
             ticket.give_back()
             raise
         self._ticket = ticket
+
+    def _heal(self) -> None:
+        try:
+            self.state.heal()
+            overlays.heal(self.state)
+        except OSError as error:
+            raise SandboxUnavailableError(
+                f"what an operation that died has left in {self.state.path} cannot be cleared away: {error}; remove "
+                "what is named, then try again"
+            ) from error
 
     def leave(self) -> None:
         """Drop what the cache holds too much, and let the next one in."""
@@ -228,6 +243,18 @@ class LocalEngine:
         """Return the overlay of ours that is mounted on a directory."""
         overlay = self._find_overlay(dir)
         return None if overlay is None else OverlayState(backup_id=overlay.record.backup_id)
+
+    def lost_overlays(self) -> list[LostOverlay]:
+        """Return the youngest overlay of each directory that has none any more; what was written goes with a prune."""
+        lost = {
+            each.record.dir: each for each in sorted(overlays.orphans(self.state), key=lambda o: o.record.created_ns)
+        }
+        there = {each.record.dir for each in overlays.own_overlays(self.state, "/")} if lost else set()
+        return [
+            LostOverlay(dir=directory, backup_id=overlay.record.backup_id)
+            for directory, overlay in sorted(lost.items())
+            if directory not in there
+        ]
 
     def is_written(self, dir: str) -> bool:
         """Whether anything was written to overlays at or below a directory."""

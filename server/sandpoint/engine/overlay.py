@@ -313,6 +313,8 @@ def neighbours_layers(state: State) -> list[str]:
 
 def orphans(state: State) -> list[Overlay]:
     """Return overlays that are mounted no more (after a reboot), with what was written to them."""
+    if not _all(state):
+        return []  # the mount table need not be read
     in_place = {overlay.record.id for overlay in own_overlays(state, "/")}
     return [
         overlay

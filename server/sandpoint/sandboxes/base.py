@@ -18,6 +18,7 @@ from sandpoint.models import (
     CompareRequest,
     ContentChanges,
     LastCapture,
+    LostOverlay,
     OverlayState,
     ReadRequest,
     Report,
@@ -107,6 +108,10 @@ class Sandbox(Protocol):
 
     async def overlay_on(self, dir: str) -> OverlayState | None:
         """Return the overlay of ours that is mounted on a directory."""
+        ...
+
+    async def lost_overlays(self) -> list[LostOverlay]:
+        """Return the overlays that are mounted no more, as far as that is known at little cost; not only in a turn."""
         ...
 
     async def is_written(self, dir: str) -> bool:

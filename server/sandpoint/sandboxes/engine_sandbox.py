@@ -33,6 +33,7 @@ from sandpoint.models import (
     ContentChanges,
     FileRole,
     LastCapture,
+    LostOverlay,
     OverlayState,
     Progress,
     ReadRequest,
@@ -215,6 +216,10 @@ class EngineSandbox:
     async def overlay_on(self, dir: str) -> OverlayState | None:
         """Return the overlay of ours that is mounted on a directory."""
         return await self._call(lambda engine: engine.overlay_on(dir))
+
+    async def lost_overlays(self) -> list[LostOverlay]:
+        """Return the overlays that are mounted no more."""
+        return await self._call(lambda engine: engine.lost_overlays())
 
     async def is_written(self, dir: str) -> bool:
         """Whether anything was written to overlays at or below a directory."""

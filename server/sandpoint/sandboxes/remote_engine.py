@@ -24,6 +24,7 @@ from sandpoint.models import (
     CompareRequest,
     ContentChanges,
     LastCapture,
+    LostOverlay,
     OverlayState,
     ReadRequest,
     StoredFile,
@@ -127,6 +128,10 @@ class RemoteEngine:
     def overlay_on(self, dir: str) -> OverlayState | None:
         """See `Engine`."""
         return cast(OverlayState | None, self._call("overlay_on", dir=dir))
+
+    def lost_overlays(self) -> list[LostOverlay]:
+        """See `Engine`."""
+        return cast(list[LostOverlay], self._call("lost_overlays"))
 
     def is_written(self, dir: str) -> bool:
         """See `Engine`."""

@@ -207,12 +207,24 @@ def test_an_overlay_that_a_restart_took_away_is_told_and_comes_back(sandpoint: P
 
     told = sandpoint("doctor", *at)
     assert "missing  overlay on /workspace" in told.out
+    way_back = f"sandpoint restore {backup['id']} --to /workspace --mode overlay --sandbox {target.sandbox}"
+    assert way_back in sandpoint("list", *at).err
     (line,) = [line.strip() for line in told.out.splitlines() if "sandpoint restore" in line]
     words = line.split()
     assert words[0] == "sandpoint"
     again = sandpoint(*words[1:])
     assert again.status == 0, again.err
     assert target.read("/workspace/file") == b"kept"
+    assert sandpoint("list", *at).err == ""
+
+
+def test_a_container_that_could_alter_what_is_kept_for_others_is_refused(
+    sandpoint: Program, start_container: Start
+) -> None:
+    target = start_container(volumes={VOLUME: {"bind": "/state", "mode": "rw"}})
+    told = sandpoint("create", "/workspace", "--sandbox", target.sandbox)
+    assert told.status == 3
+    assert f"Sandpoint's own volume {VOLUME}" in told.err
 
 
 def test_doctor_says_which_way_would_be_used_and_why_not_the_others(sandpoint: Program, start_container: Start) -> None:

@@ -245,7 +245,7 @@ GREEDY = """
 import os
 from sandpoint.engine import process
 
-def capture(self, request, monitor, ask):
+def capture(self, request, monitor, ask, freezer):
     try:
         list(self.state.relay.read({secret!r}))
     except Exception as error:
@@ -275,7 +275,7 @@ import os
 from sandpoint.engine import process
 from sandpoint.models import StoredFile
 
-def capture(self, request, monitor, ask):
+def capture(self, request, monitor, ask, freezer):
     grant = ask("layer", StoredFile(size=3, sha256="0" * 64))
     path = os.path.join(self.state.path, "own")
     with open(path, "w") as file:

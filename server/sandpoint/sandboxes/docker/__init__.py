@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from sandpoint.engine.freezing import Freezer
 from sandpoint.engine.operations import Engine
 from sandpoint.errors import InvalidBackupConfigError, SandboxUnavailableError, SandpointError
-from sandpoint.models import Capabilities
+from sandpoint.models import Capabilities, LostOverlay
 from sandpoint.sandboxes.docker import doctor, upkeep
 from sandpoint.sandboxes.docker.archive import ArchiveWay
 from sandpoint.sandboxes.docker.direct import DirectWay
@@ -162,6 +162,25 @@ class DockerSandbox(EngineSandbox):
         engine, self._open = self._open, None
         if engine is not None:
             engine.close()
+
+    async def lost_overlays(self) -> list[LostOverlay]:
+        """Return the overlays that a restart took away, unless a helper would have to be started to know."""
+        return await self._in_thread(self._lost_overlays)
+
+    def _lost_overlays(self) -> list[LostOverlay]:
+        with self._lock:
+            is_entered = self._open is not None and self._open.is_alive
+        if not is_entered and not self._is_direct():
+            return []
+        return self._engine().lost_overlays()
+
+    def _is_direct(self) -> bool:
+        self._host.join(self)
+        first = self._ways[0]
+        try:
+            return first.name == "direct" and bool(first.check(self._target()))
+        except WayClosedError:
+            return False
 
     async def capabilities(self) -> Capabilities:
         """Return what can be done, by which way; of a container that does not run, or is not there, why not."""

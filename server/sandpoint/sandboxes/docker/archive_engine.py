@@ -27,6 +27,7 @@ from sandpoint.models import (
     CompareRequest,
     ContentChanges,
     LastCapture,
+    LostOverlay,
     OverlayState,
     ReadRequest,
     StoredBackup,
@@ -144,6 +145,10 @@ class ArchiveEngine:
     def overlay_on(self, dir: str) -> OverlayState | None:
         """Return None: this way mounts none, and sees none."""
         return None
+
+    def lost_overlays(self) -> list[LostOverlay]:
+        """Return none."""
+        return []
 
     def is_written(self, dir: str) -> bool:
         """Return no: there are no overlays."""

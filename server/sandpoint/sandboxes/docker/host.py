@@ -114,6 +114,11 @@ class DockerHost:
                 f"container {container.name} is not running (it is {state.get('Status', 'in an unknown state')}); "
                 f"start it with: docker start {container.name}"
             )
+        if any(mount.get("Name") == VOLUME for mount in container.attrs.get("Mounts", ())):
+            raise InvalidBackupConfigError(
+                f"sandbox: container {container.name} has Sandpoint's own volume {VOLUME} mounted, and could alter "
+                "what is kept there for others; name another, or make it without that volume"
+            )
         return Target(
             id=str(container.id),
             name=str(container.name),
