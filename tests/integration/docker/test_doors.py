@@ -246,6 +246,7 @@ async def test_a_server_serves_the_containers_of_its_list_and_no_others(tmp_path
     first, second, other = [start_container() for _ in range(3)]
     first.write("/workspace/file", "1")
     variables = {
+        "DOCKER_HOST": os.environ["DOCKER_HOST"],
         "SANDPOINT_SANDBOX": first.sandbox,
         "SANDPOINT_SANDBOXES": f"{first.sandbox},{second.sandbox}",
         "SANDPOINT_DOCKER_WAY": "direct",
