@@ -17,7 +17,8 @@ from helpers.mcp import sandpoint_server, text
 from sandpoint import Services
 from sandpoint.errors import BackupRestoreError, InvalidBackupConfigError, SandboxUnavailableError, SandpointError
 from sandpoint.models import PruneResult
-from sandpoint.sandboxes.docker.host import VOLUME
+from sandpoint.sandboxes.docker import upkeep
+from sandpoint.sandboxes.docker.host import ROLE_LABEL, VOLUME
 from sandpoint.service import BackupService, open_service
 from sandpoint.services import fork_to
 from sandpoint.settings import Settings
@@ -281,10 +282,15 @@ def own_engine() -> Iterator[Engine]:
         yield engine
 
 
+@pytest.mark.parametrize("volume_from", [upkeep.open_on_host, upkeep.open_in_container])
 async def test_a_prune_removes_what_is_kept_for_containers_that_are_no_more(
-    settings: Settings, own_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, own_engine: Engine, monkeypatch: pytest.MonkeyPatch, volume_from: upkeep.OpenVolume
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", own_engine.url)
+    monkeypatch.setattr(upkeep, "OPENERS", (volume_from,))
+    if volume_from is upkeep.open_in_container:
+        with own_engine.container(own_engine.debian_image()) as base:
+            base.container.commit("sandpoint-helper", "test", changes=f"LABEL {ROLE_LABEL}=helper")
     image = own_engine.busybox_image()
     with own_engine.container(image) as stays:
         with own_engine.container(image) as goes:

@@ -5,6 +5,7 @@ helper containers        labelled with the container that each is for
 """
 
 import os
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,8 @@ from sandpoint.models import Capability
 from sandpoint.sandboxes.docker.host import ROLE_LABEL, TARGET_LABEL, VOLUME, DockerHost, explained
 
 _TRIAL = "trial"
+_INSIDE = "/state"
+_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 
 FOLDER = "docker"
 """In the server's own state directory, for the archive way: of the same layout as the volume."""
@@ -79,6 +82,45 @@ class HostVolume:
         remove_tree(folder)
 
 
+class ContainedVolume:
+    """The volume of an engine whose files cannot be reached from here, seen by containers that are gone in a moment.
+
+    Implements `StateVolume`. They are made of a helper's image, and have the volume and nothing else.
+    """
+
+    def __init__(self, host: DockerHost, image: str) -> None:
+        """Take an image that is there."""
+        self._host = host
+        self._image = image
+
+    def sandboxes(self) -> list[str]:
+        """Return the names of the folders in it."""
+        names = self._run("find", f"{_INSIDE}/{SANDBOXES}", "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\n")
+        return sorted(name for name in names.splitlines() if _CONTAINER_ID.fullmatch(name))
+
+    def size(self) -> int:
+        """Return what its files take on the disk."""
+        blocks = self._run("du", "--summarize", "--block-size=1", _INSIDE).split()
+        return int(blocks[0])
+
+    def drop(self, container_id: str) -> None:
+        """Remove a folder."""
+        self._run("rm", "--recursive", "--force", "--", f"{_INSIDE}/{SANDBOXES}/{container_id}")
+
+    def _run(self, *argv: str) -> str:
+        with explained(f"volume {VOLUME}"):
+            output = self._host.client.containers.run(
+                self._image,
+                ["sh", "-c", f'mkdir -p {_INSIDE}/{SANDBOXES} && exec "$@"', "sh", *argv],
+                entrypoint=[],
+                volumes={VOLUME: {"bind": _INSIDE, "mode": "rw"}},
+                labels={ROLE_LABEL: _TRIAL},
+                network_mode="none",
+                remove=True,
+            )
+        return bytes(output).decode("utf-8", "replace")
+
+
 OpenVolume = Callable[[DockerHost, str], StateVolume | None]
 
 
@@ -104,7 +146,15 @@ def _trial_volume(host: DockerHost) -> Iterator[str]:
             volume.remove()
 
 
-OPENERS: tuple[OpenVolume, ...] = (open_on_host,)
+def open_in_container(host: DockerHost, mountpoint: str) -> StateVolume | None:
+    """Return the volume as containers see it; None where the engine has no image of a helper to make them of."""
+    with explained("its images"):
+        images = host.client.images.list(filters={"label": f"{ROLE_LABEL}=helper"})
+    tags = [tag for image in images for tag in image.tags]
+    return ContainedVolume(host, tags[0]) if tags else None
+
+
+OPENERS: tuple[OpenVolume, ...] = (open_on_host, open_in_container)
 """Ways to the files of the volume, in the order in which they are tried."""
 
 
@@ -178,12 +228,15 @@ def clear(host: DockerHost, state_dir: str, *, dry_run: bool) -> list[str]:
 
 
 def _leftovers(host: DockerHost) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield helper containers and trial volumes that nobody needs, each with what removes it."""
+    """Yield helper containers, and containers and volumes of a moment, that nobody needs, each with what removes it."""
     helpers = _helpers(host)
     running = {each["Id"] for each in host.all_containers() if each["State"] in {"running", "paused"}}
     for helper in helpers:
         if helper["State"] not in {"created", "running"} or helper["Labels"].get(TARGET_LABEL) not in running:
             yield f"helper container {_name_of(helper)}", partial(_remove_container, host, str(helper["Id"]))
+    for made in host.all_containers():
+        if made["Labels"].get(ROLE_LABEL) == _TRIAL and made["State"] not in {"created", "running"}:
+            yield f"container {_name_of(made)}", partial(_remove_container, host, str(made["Id"]))
     with explained("its volumes"):
         trials = host.client.volumes.list(filters={"label": f"{ROLE_LABEL}={_TRIAL}"})
     for trial in trials:
