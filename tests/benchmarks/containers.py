@@ -141,11 +141,11 @@ class DockerBench:
 
             contender = Contender("docker_fork", before=begin, run=fork, after=unmount)
             samples = take_turns([contender], rounds, rest=self.rest)
-            fork()
+            peak = subject.peak("fork", subject.id(), _DIR, *(target.sandbox for target in targets))
             disk = sum(self._state_bytes(docker, target) for target in targets)
             unmount()
             subject.do(services.close())
-            return samples | {"docker_fork_disk": [float(disk)]}
+            return samples | {"docker_fork_disk": [float(disk)], "memory_docker_fork": [float(peak["peak_bytes"])]}
 
     @staticmethod
     async def _unmount(services: Services, target: Target) -> None:

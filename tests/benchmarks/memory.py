@@ -1,5 +1,6 @@
 """One operation in a process of its own, which then tells the most memory it held: `memory.py create|again DIR`,
-`memory.py restore ID [DIR]`, `memory.py overlay ID`, `memory.py upload|download FILE INTO`."""
+`memory.py restore ID [DIR]`, `memory.py overlay ID`, `memory.py fork ID DIR SANDBOX...`,
+`memory.py upload|download FILE INTO`."""
 
 import asyncio
 import json
@@ -7,6 +8,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sandpoint.engine.state import State
 from sandpoint.engine.transfer import fetch, send
 from sandpoint.models import Mode, Source, StoredLayer
 from sandpoint.service import open_service
+from sandpoint.services import Services, fork_to
 from sandpoint.settings import read_settings
 from sandpoint.stores import open_store
 
@@ -29,6 +32,12 @@ async def operate(operation: str, subject: str, directory: str | None = None) ->
         return {"backup": backup.model_dump(mode="json")}
     mode: Mode = "overlay" if operation == "overlay" else "copy"
     await service.restore(subject, dir=directory, mode=mode, undo=mode == "copy" and directory is None)
+    return {}
+
+
+async def fork(_operation: str, backup_id: str, directory: str, *sandboxes: str) -> dict[str, Any]:
+    async with Services(read_settings()) as services:
+        await fork_to(services, backup_id, [(name, directory) for name in sandboxes], mode="overlay", undo=False)
     return {}
 
 
@@ -67,6 +76,10 @@ def tools_peak() -> int:
 
 
 if __name__ == "__main__":
-    work = transfer if sys.argv[1] in {"upload", "download"} else operate
+    work: Callable[..., Coroutine[Any, Any, dict[str, Any]]] = operate
+    if sys.argv[1] in {"upload", "download"}:
+        work = transfer
+    elif sys.argv[1] == "fork":
+        work = fork
     answer = asyncio.run(work(*sys.argv[1:]))
     print(json.dumps({**answer, "peak_bytes": peak(), "tools_peak_bytes": tools_peak()}))

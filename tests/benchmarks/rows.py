@@ -210,6 +210,7 @@ ROWS = (
     Row("docker_freeze_few", f"the same of {FEW:,} files, as a database has", _DOCKER, at_most=0.1),
     Row("docker_fork", f"fork into {CONTAINERS} containers not entered before, overlay", _DOCKER, at_most=2.0),
     Row("docker_fork_disk", "disk that these take", _DOCKER, at_most=CONTAINERS * 100e3, unit="bytes"),
+    Row("memory_docker_fork", "peak memory of the fork", _DOCKER, at_most=_MEMORY_LIMIT, unit="bytes"),
     Row("copytree", f"copytree + rmtree, {_TREE}", _PLUGIN, "rollback_overlay", at_least=1000),
     Row("rollback_overlay", f"**rollback** by overlay, {_TREE}", _PLUGIN, at_most=0.0005),
     Row("rollback_overlay_larger", f"**rollback** by overlay, {_LARGER}", _PLUGIN, at_most=0.0005),

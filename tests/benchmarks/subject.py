@@ -293,12 +293,12 @@ class Subject:
 
     def memory(self) -> Samples:
         """Peak bytes of a Python process that does one operation."""
-        created = self._peak("create", self.tree)
+        created = self.peak("create", self.tree)
         self.backup = Backup.model_validate_json(json.dumps(created["backup"]))
         self.change()
-        restored = self._peak("restore", self.id())
+        restored = self.peak("restore", self.id())
         self._empty_new()
-        anew = self._peak("restore", self.id(), self.new)
+        anew = self.peak("restore", self.id(), self.new)
         remove(self.new)
         return {
             "memory_create": [float(created["peak_bytes"])],
@@ -309,22 +309,23 @@ class Subject:
     def memory_of_all(self) -> Samples:
         """Peak bytes of a process for each operation whose cost may follow the size of the tree."""
         os.sync()  # where a full create cannot write all out in time, the next one compares all contents
-        created = self._peak("create", self.tree)
+        created = self.peak("create", self.tree)
         self.backup = Backup.model_validate_json(json.dumps(created["backup"]))
-        answers = {"create": created, "again": self._peak("again", self.tree)}
+        answers = {"create": created, "again": self.peak("again", self.tree)}
         self.change()
-        answers["changed"] = self._peak("again", self.tree)
+        answers["changed"] = self.peak("again", self.tree)
         self.change()
-        answers["restore"] = self._peak("restore", self.id())
+        answers["restore"] = self.peak("restore", self.id())
         if self.can_overlay():
-            answers["overlay"] = self._peak("overlay", self.id())
+            answers["overlay"] = self.peak("overlay", self.id())
             self.change()
-            answers["create_overlay"] = self._peak("again", self.tree)
+            answers["create_overlay"] = self.peak("again", self.tree)
             self.unmount()
         samples = {f"memory_large_{key}": [float(answer["peak_bytes"])] for key, answer in answers.items()}
         return samples | {"memory_large_mksquashfs": [float(created["tools_peak_bytes"])]}
 
-    def _peak(self, *arguments: str) -> dict[str, Any]:
+    def peak(self, *arguments: str) -> dict[str, Any]:
+        """Return what a process of `memory.py` tells of one operation."""
         answer: dict[str, Any] = json.loads(command([sys.executable, str(_MEMORY), *arguments], self.environment()))
         return answer
 
