@@ -60,10 +60,17 @@ class BackupIntegrityError(SandpointError):
 
 
 class SandboxUnavailableError(SandpointError):
-    """The sandbox cannot be reached, or its state directory cannot be used."""
+    """The sandbox cannot be reached, or its state directory cannot be used.
+
+    `lost`: it went in the middle of an operation, and nobody can tell how far that came.
+    """
 
     code = "SANDBOX_UNAVAILABLE"
     exit_status = 9
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost
 
 
 class StoreUnavailableError(SandpointError):

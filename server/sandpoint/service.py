@@ -171,8 +171,13 @@ class BackupService:
         capture = self._capture_frozen if options.freeze else self._capture
         async with self._sandbox.turn():
             backup = (await capture(path, options, report or _silent)).backup
-            await self._sandbox.note_capture(path, backup.id)
+            await self._note_capture(path, backup.id)
             return backup
+
+    async def _note_capture(self, path: str, backup_id: str) -> None:
+        # It is made: to be stopped now would leave it without anybody having its id.
+        with anyio.CancelScope(shield=True):
+            await self._sandbox.note_capture(path, backup_id)
 
     async def _capture(
         self, path: str, options: CreateOptions, report: Report, *, cover: tuple[Source, ...] = ()
@@ -229,6 +234,8 @@ class BackupService:
 
     async def _may_build_on(self, metadata: BackupMetadata, options: CreateOptions, *, on_overlay: bool) -> bool:
         if (metadata.excludes, metadata.use_gitignore) != (options.excludes, options.use_gitignore):
+            return False
+        if metadata.is_foreign:
             return False
         # What an overlay shows is what it is made of, wherever that was taken.
         return on_overlay or metadata.sandbox_id == await self._sandbox.id()
@@ -477,7 +484,7 @@ class BackupService:
             await self._forget(way_back)
             undo_id = None
         if undo_id is not None and applied.mode == "copy":
-            await self._sandbox.note_capture(path, undo_id)
+            await self._note_capture(path, undo_id)
         return RestoreResult(
             success=True,
             id=metadata.id,
@@ -585,10 +592,11 @@ class BackupService:
             undo = f"or restore the state before, backup {way_back.backup.id}"
             raise BackupRestoreError(f"{error}; {undo}", partly=True) from error
         except SandboxUnavailableError as error:
-            if way_back is None:
+            if not error.lost or way_back is None:
+                await self._forget(way_back)
                 raise
-            # It went in the middle: nobody can tell what became of the directory, so the way back stays.
-            raise SandboxUnavailableError(f"{error}; the state before is backup {way_back.backup.id}") from error
+            before = f"{error}; the state before is backup {way_back.backup.id}"
+            raise SandboxUnavailableError(before, lost=True) from error
         except BaseException:
             await self._forget(way_back)
             raise

@@ -234,7 +234,7 @@ class Connection:
         message = end.message[:_TEXT]
         kind = ERRORS.get(end.code or "")
         if kind is None:
-            raise SandboxUnavailableError(f"{self._name} failed in {name}: {message}; try again")
+            raise SandboxUnavailableError(f"{self._name} failed in {name}: {message}; try again", lost=True)
         if issubclass(kind, BackupRestoreError):
             raise kind(message, partly=end.partly)
         raise kind(message)
@@ -282,5 +282,6 @@ class Connection:
         words = self._stream.last_words().strip()
         said = f" ({words[-500:]})" if words else ""
         return SandboxUnavailableError(
-            f"{self._name} is gone: {self._why}{said}; whether the container still runs says docker ps, then try again"
+            f"{self._name} is gone: {self._why}{said}; whether the container still runs says docker ps, then try again",
+            lost=True,
         )

@@ -155,7 +155,8 @@ class DockerSandbox(EngineSandbox):
             why = f" ({error})" if error is not None else ""
             raise SandboxUnavailableError(
                 f"container {self._reference} was stopped, restarted or removed in the middle{why}; see that it runs, "
-                "and do it again"
+                "and do it again",
+                lost=True,
             ) from error
 
     def _close_engine(self) -> None:
