@@ -17,6 +17,7 @@ import pytest
 from docker.errors import NotFound
 from docker.models.containers import Container
 
+from helpers.docker import Engine
 from helpers.trees import (
     NAMES,
     SECOND,
@@ -93,10 +94,8 @@ Boxes = Callable[..., Box]
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[docker.DockerClient]:
-    client = docker.from_env()
-    yield client
-    client.close()
+def engine(docker_engine: Engine) -> docker.DockerClient:
+    return docker_engine.client
 
 
 @pytest.fixture(scope="session")

@@ -228,7 +228,7 @@ class ContainerArchive:
         except NotFound as error:
             if "container" in str(error.explanation).lower() and "path" not in str(error.explanation).lower():
                 raise SandboxUnavailableError(
-                    f"container {self.name} is not there any more; see those that run with: docker ps"
+                    f"container {self.name} is not there any more; see those that run with: docker ps", lost=True
                 ) from None
             raise RefusedError(str(error.explanation or error)) from None
         except APIError as error:
@@ -236,7 +236,8 @@ class ContainerArchive:
         except (DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise SandboxUnavailableError(
                 f"the Docker engine of container {self.name} does not answer any more: {error}; start it, or set "
-                "DOCKER_HOST or DOCKER_CONTEXT to where it is"
+                "DOCKER_HOST or DOCKER_CONTEXT to where it is",
+                lost=True,
             ) from error
 
 
