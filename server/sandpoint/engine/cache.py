@@ -64,11 +64,12 @@ def _fetch(source: Source, state: State, check: Check, *, reread: bool) -> str:
     path = _path(state, source.sha256)
     _let_go(state, source.sha256)
     while True:
-        with _locked(state, source.sha256, fcntl.LOCK_SH, check) as lock:
-            if _is_whole(path, source, state, check, reread=reread):
-                os.utime(lock)
-                state.held[source.sha256] = os.dup(lock)
-                return path
+        if os.path.exists(path):  # else nobody need be kept from fetching it
+            with _locked(state, source.sha256, fcntl.LOCK_SH, check) as lock:
+                if _is_whole(path, source, state, check, reread=reread):
+                    os.utime(lock)
+                    state.held[source.sha256] = os.dup(lock)
+                    return path
         try:
             with _locked(state, source.sha256, fcntl.LOCK_EX | fcntl.LOCK_NB, check):
                 if not _is_whole(path, source, state, check, reread=reread):

@@ -24,7 +24,7 @@ from sandpoint.models import CaptureRequest
 
 _COMPLAINT = re.compile(
     r"(?:Failed to read file|Failed to read symlink|Could not open|Cannot stat dir/file) (?:\./)?(.+?)"
-    r"(?:, creating empty (?:file|symlink)| because .*)$"
+    r"(?:, (?:creating empty (?:file|symlink)|ignoring)| because .*)$"
 )
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -108,28 +107,16 @@ def test_whoever_waits_for_a_file_does_not_wait_for_the_end_of_its_use(
 ) -> None:
     """Another finds no file, and before it can take the lock, this one has fetched the file and uses it."""
     other = State(state.path, relay=relay)
-    is_whole = cache._is_whole
-    looked: list[bool] = []
-
-    def look(*args: Any, **options: Any) -> bool:
-        whole = is_whole(*args, **options)
-        looked.append(whole)
-        if len(looked) == 1:
-            thread = threading.Thread(target=fetch, args=(state, 0))
-            thread.start()
-            started.append(thread)
-        return whole
-
-    started: list[threading.Thread] = []
+    thread = threading.Thread(target=fetch, args=(state, 0))
     lock = cache._lock
 
-    def slow_lock(fd: int, how: int, check: Check) -> None:
-        if threading.current_thread() is threading.main_thread() and looked == [False]:
-            started[0].join()
+    def lock_late(fd: int, how: int, check: Check) -> None:
+        if threading.current_thread() is threading.main_thread() and thread.ident is None:
+            thread.start()
+            thread.join()
         lock(fd, how, check)
 
-    monkeypatch.setattr(cache, "_is_whole", look)
-    monkeypatch.setattr(cache, "_lock", slow_lock)
+    monkeypatch.setattr(cache, "_lock", lock_late)
     assert Path(fetch(other, 0)).read_bytes() == CONTENTS[0]
     assert relay.reads == ["0"]
     assert len(state.held) == len(other.held) == 1
