@@ -1,5 +1,6 @@
 """Capture of a whole directory into a full layer."""
 
+import errno
 import os
 import re
 import time
@@ -21,6 +22,9 @@ from sandpoint.engine.state import State
 from sandpoint.engine.tools import Check, Monitor
 from sandpoint.engine.walk import UnreadableError, beyond_squashfs, entry_of, moved_since, number_of, walk_tree
 from sandpoint.models import CaptureRequest
+
+_CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+"""Of opening what a program could not read: it is gone, or a symlink or a socket is in its place."""
 
 _COMPLAINT = re.compile(
     r"(?:Failed to read file|Failed to read symlink|Could not open|Cannot stat dir/file) (?:\./)?(.+?)"
@@ -163,10 +167,9 @@ def _complained(view: int, manifest: Manifest, complaints: Sequence[str]) -> lis
         path = match[1].encode("utf-8", "surrogateescape")
         try:
             os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=view))
-        except FileNotFoundError:
-            pass
         except OSError as error:
-            raise UnreadableError(f"{display(path)}: {error.strerror}") from None
+            if error.errno not in _CHANGED:
+                raise UnreadableError(f"{display(path)}: {error.strerror}") from None
         if path in manifest.entries:
             doubtful.append(manifest.entries[path])
     return doubtful
