@@ -60,10 +60,7 @@ class BackupIntegrityError(SandpointError):
 
 
 class SandboxUnavailableError(SandpointError):
-    """The sandbox cannot be reached, or its state directory cannot be used.
-
-    `lost`: it went in the middle of an operation, and nobody can tell how far that came.
-    """
+    """The sandbox cannot be reached, or its state directory cannot be used."""
 
     code = "SANDBOX_UNAVAILABLE"
     exit_status = 9
@@ -71,6 +68,7 @@ class SandboxUnavailableError(SandpointError):
     def __init__(self, message: str, *, lost: bool = False) -> None:
         super().__init__(message)
         self.lost = lost
+        """It went in the middle of an operation, and nobody can tell how far that came."""
 
 
 class StoreUnavailableError(SandpointError):
