@@ -180,24 +180,26 @@ class BackupService:
             await self._sandbox.note_capture(path, backup_id)
 
     async def _capture(
-        self, path: str, options: CreateOptions, report: Report, *, cover: tuple[Source, ...] = ()
+        self,
+        path: str,
+        options: CreateOptions,
+        report: Report,
+        *,
+        cover: tuple[Source, ...] = (),
+        freeze: Freeze = "never",
     ) -> "_Capture":
         base = None if options.full else await self._find_base(path, options)
         try:
-            return await self._capture_on(base, path, options, report, cover)
+            return await self._capture_on(base, path, options, report, cover, freeze=freeze)
         except _BaseGoneError:
-            return await self._capture_on(None, path, options, report, cover)
+            return await self._capture_on(None, path, options, report, cover, freeze=freeze)
 
     async def _capture_frozen(self, path: str, options: CreateOptions, report: Report) -> "_Capture":
         """Capture with a pause; where much changed since the last backup, after another one without a pause.
 
         That one is only there for the frozen one to be built on, and is hidden again when that is done.
         """
-        base = None if options.full else await self._find_base(path, options)
-        try:
-            first = await self._capture_on(base, path, options, report, (), freeze="if_little")
-        except _BaseGoneError:
-            first = await self._capture_on(None, path, options, report, (), freeze="if_little")
+        first = await self._capture(path, options, report, freeze="if_little")
         if first.backup.frozen_seconds is not None:
             return first
         is_needed = False

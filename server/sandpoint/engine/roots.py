@@ -5,6 +5,7 @@ Every access to a directory that is backed up or restored, as opposed to folders
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -159,7 +160,51 @@ class HostRoot:
 HOST = HostRoot()
 
 
-class ContainerRoot:
+class _ContainedRoot(ABC):
+    """A root that is a container's own, or a copy of that: nothing in it leads out, and none of its links is told."""
+
+    @property
+    @abstractmethod
+    def _top(self) -> str:
+        """The path by which it is reached from here."""
+
+    @abstractmethod
+    def clone_for_reading(self, fd: int, path: bytes) -> int:
+        """Return a view of a directory; see `linux.clone_for_reading`."""
+
+    def open(self, path: str, flags: int) -> int:
+        """Open a directory in it."""
+        # Not held from call to call: a container that is removed could not go.
+        top = os.open(self._top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return linux.openat2(os.fsencode(path), flags, dir_fd=top, resolve=linux.RESOLVE_IN_ROOT | linux.NO_LINKS)
+        finally:
+            os.close(top)
+
+    def exists(self, path: str) -> bool:
+        """Whether anything of that name is in it."""
+        try:
+            os.close(self.open(path, os.O_PATH | os.O_NOFOLLOW))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            return error.errno != errno.ENOTDIR
+        return True
+
+    def real_path(self, path: str) -> str | None:
+        """Return nothing: what a container's links say is the container's own business."""
+        return None
+
+    def view_for_programs(self) -> int:
+        """Return a view of all of it."""
+        top = self.open("/", os.O_PATH | os.O_DIRECTORY)
+        try:
+            return self.clone_for_reading(top, b"/")
+        finally:
+            os.close(top)
+
+
+class ContainerRoot(_ContainedRoot):
     """The root of a container that runs on this machine; for the superuser."""
 
     def __init__(self, pid: int, *, stamped: bool, is_right: Callable[[], bool] = lambda: True) -> None:
@@ -181,22 +226,9 @@ class ContainerRoot:
         """Whether the container still runs."""
         return self._visitor.is_alive
 
-    def open(self, path: str, flags: int) -> int:
-        """Open a directory in the container."""
-        # Not held from call to call: a container that is removed could not go.
-        top = os.open(f"/proc/{self._visitor.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return linux.openat2(os.fsencode(path), flags, dir_fd=top, resolve=linux.RESOLVE_IN_ROOT | linux.NO_LINKS)
-        finally:
-            os.close(top)
-
-    def exists(self, path: str) -> bool:
-        """Whether anything of that name is in the container."""
-        return _exists(self, path)
-
-    def real_path(self, path: str) -> str | None:
-        """Return nothing: what a container's links say is the container's own business."""
-        return None
+    @property
+    def _top(self) -> str:
+        return f"/proc/{self._visitor.pid}/root"
 
     def mounts(self) -> list[Mount]:
         """Return the container's mounts."""
@@ -224,14 +256,6 @@ class ContainerRoot:
     def clone_for_writing(self, fd: int) -> int:
         """Return a view of a folder: the container's root may be what we are, and exchanges what is in it."""
         return self._visitor.view_to_write(fd)
-
-    def view_for_programs(self) -> int:
-        """Return a view of all of it."""
-        top = self.open("/", os.O_PATH | os.O_DIRECTORY)
-        try:
-            return self.clone_for_reading(top, b"/")
-        finally:
-            os.close(top)
 
     def put_mount(self, source: bytes, fd: int, path: str) -> None:
         """Make a mount of ours appear in the container."""
@@ -269,39 +293,16 @@ class ContainerRoot:
         self._visitor.close()
 
 
-def _exists(root: Root, path: str) -> bool:
-    try:
-        os.close(root.open(path, os.O_PATH | os.O_NOFOLLOW))
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        return error.errno != errno.ENOTDIR
-    return True
-
-
-class FolderRoot:
+class FolderRoot(_ContainedRoot):
     """A folder that stands for a sandbox's root: what lies in it is a copy, and nothing is mounted there."""
 
     def __init__(self, folder: str) -> None:
         """Name the folder."""
         self.folder = folder
 
-    def open(self, path: str, flags: int) -> int:
-        """Open a directory in the folder."""
-        top = os.open(self.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            resolve = linux.RESOLVE_IN_ROOT | linux.NO_LINKS
-            return linux.openat2(os.fsencode(path), flags, dir_fd=top, resolve=resolve)
-        finally:
-            os.close(top)
-
-    def exists(self, path: str) -> bool:
-        """Whether anything of that name is in the folder."""
-        return _exists(self, path)
-
-    def real_path(self, path: str) -> str | None:
-        """Return nothing: the links are a container's."""
-        return None
+    @property
+    def _top(self) -> str:
+        return self.folder
 
     def mounts(self) -> list[Mount]:
         """Nothing is mounted there."""
@@ -322,14 +323,6 @@ class FolderRoot:
     def clone_for_writing(self, fd: int) -> int:
         """Return the folder itself: the container cannot reach it."""
         return os.dup(fd)
-
-    def view_for_programs(self) -> int:
-        """Return a view of all of it."""
-        top = self.open("/", os.O_PATH | os.O_DIRECTORY)
-        try:
-            return self.clone_for_reading(top, b"/")
-        finally:
-            os.close(top)
 
     def put_mount(self, source: bytes, fd: int, path: str) -> None:
         """Refuse."""

@@ -176,7 +176,6 @@ class DockerSandbox(EngineSandbox):
         return self._engine().lost_overlays()
 
     def _is_direct(self) -> bool:
-        self._host.join(self)
         first = self._ways[0]
         try:
             return first.name == "direct" and bool(first.check(self._target()))
@@ -191,7 +190,6 @@ class DockerSandbox(EngineSandbox):
         return await self._in_thread(self._capabilities)
 
     def _is_noted(self) -> bool:
-        self._host.join(self)
         try:
             return is_noted(self._host, self._target().id)
         except (SandboxUnavailableError, InvalidBackupConfigError):

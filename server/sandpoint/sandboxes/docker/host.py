@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sandpoint.errors import InvalidBackupConfigError, SandboxUnavailableError
@@ -15,8 +15,6 @@ from sandpoint.errors import InvalidBackupConfigError, SandboxUnavailableError
 if TYPE_CHECKING:
     import docker
     from docker.models.containers import Container
-
-Result = TypeVar("Result")
 
 VOLUME = "sandpoint-state"
 """The volume that holds upper layers, the cache and notes of all containers of an engine."""

@@ -1,12 +1,11 @@
 """The ways into a container, in the order in which they are tried."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sandpoint.engine.operations import Engine
 from sandpoint.engine.relay import Relay
-from sandpoint.sandboxes.docker.host import DockerHost, Target
+from sandpoint.sandboxes.docker.host import Target
 
 WayName = Literal["direct", "helper", "archive"]
 
@@ -62,6 +61,3 @@ class OpenEngine(Engine, Protocol):
     def is_alive(self) -> bool:
         """Whether the container still runs, and can be reached, as when it was opened. Quick: it is asked often."""
         ...
-
-
-MakeWay = Callable[[DockerHost, WaySettings], Way]
