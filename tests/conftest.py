@@ -8,16 +8,35 @@ import pytest
 
 if TYPE_CHECKING:
     from helpers.docker import Engine, Target
+    from helpers.lanes import Lanes
     from helpers.proxy import Proxy
     from helpers.s3 import S3Server
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> "Lanes | None":
+    """Let `--dist loadfile` keep together what is of one file or one Docker engine."""
+    if config.option.dist != "loadfile":
+        return None
+    from helpers.lanes import Lanes
+
+    return Lanes(config, log)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator["S3Server"]:
-    """One real S3 server for all tests of the process that ask for it; each test makes a bucket of its own."""
+    """One real S3 server for all tests of the process that ask for it; each test makes a bucket of its own.
+
+    All clients share what takes most of the time that each takes to make: its description, a large JSON file.
+    """
+    import botocore.loaders
+    import botocore.session
+
     from helpers.s3 import S3Server
 
-    with S3Server() as server:
+    loader = botocore.loaders.create_loader()
+    with pytest.MonkeyPatch.context() as patched, S3Server() as server:
+        patched.setattr(botocore.session, "create_loader", lambda _path: loader)
         yield server
 
 

@@ -20,6 +20,7 @@ from docker.models.volumes import Volume
 from helpers import images
 from helpers.dockerd import DEFAULT_URL, Daemon, answers, connect, shared_daemon
 from helpers.place import loops_in
+from sandpoint.sandboxes.docker.host import TARGET_LABEL
 
 LABEL = "sandpoint-test"
 """Of all that tests make on an engine; its value is the run."""
@@ -255,7 +256,8 @@ def leftovers(
 
     Args:
         engine: Whose containers and volumes with a label that begins with `sandpoint.` are told.
-        targets: Running containers whose mount tables are looked at, beside this machine's.
+        targets: Running containers whose mount tables are looked at, beside this machine's. Where there are any, what
+            is labelled as another container's is not told.
         folders: Loop devices on files below these are told. Where there are any, only those of this machine's mounts
             are told that mention one of them, so that tests side by side do not see one another's.
         labels: Only containers and volumes that have these too are told.
@@ -263,12 +265,12 @@ def leftovers(
     found = [
         f"container {made['Names'][0].lstrip('/')} ({made['State']})"
         for made in engine.client.api.containers(all=True)
-        if _is_of_product(made["Labels"], labels)
+        if _is_of_product(made["Labels"], labels, targets)
     ]
     found += [
         f"volume {made['Name']}"
         for made in engine.client.api.volumes()["Volumes"] or ()
-        if _is_of_product(made["Labels"], labels)
+        if _is_of_product(made["Labels"], labels, targets)
     ]
     for line in mount_table("self"):
         if not folders or any(str(folder) in f"{line.point} {line.options}" for folder in folders):
@@ -310,8 +312,12 @@ def _of_mount(line: MountLine, where: str) -> list[str]:
     return [f"mount {line.source} on {line.point} of {where}"] if line.source.startswith(MOUNT_PREFIX) else []
 
 
-def _is_of_product(found: Mapping[str, str] | None, wanted: Mapping[str, str] | None) -> bool:
+def _is_of_product(
+    found: Mapping[str, str] | None, wanted: Mapping[str, str] | None, targets: tuple[Target, ...]
+) -> bool:
     labels = found or {}
+    if targets and labels.get(TARGET_LABEL) not in {None, *(target.id for target in targets)}:
+        return False
     return any(name.startswith(OF_PRODUCT) for name in labels) and (wanted or {}).items() <= labels.items()
 
 

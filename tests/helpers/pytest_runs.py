@@ -10,7 +10,8 @@ import pytest
 
 from helpers import ordinary
 
-QUIET = ("-p", "no:cacheprovider", "-p", "no:pytester")
+QUIET = ("-p", "no:cacheprovider", "-p", "no:pytester", "-p", "no:hypothesispytest")
+"""Off: what leaves files, and Hypothesis, whose import takes nearly half of a short run."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from helpers import ordinary
-from helpers.pytest_runs import Way
+from helpers.pytest_runs import QUIET, Way
 from helpers.trees import Listing, build_small, list_tree
 
 PATIENCE_S = 60.0
@@ -120,9 +120,7 @@ class Site:
 
     def start(self, *arguments: str, env: dict[str, str] | None = None) -> Started:
         """Start pytest."""
-        return self.start_program(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:pytester", *arguments], env=env
-        )
+        return self.start_program([sys.executable, "-m", "pytest", *QUIET, *arguments], env=env)
 
     def start_way(self, way: Way, *arguments: str, env: dict[str, str] | None = None) -> Started:
         """Start pytest with as many workers as the way has."""

@@ -190,8 +190,8 @@ def test_state_that_somebody_removed_while_an_overlay_is_mounted(
 ) -> None:
     here = enter(target := start_container())
     build_small(here.tree)
-    before = leftovers(docker_engine, target)
     backup = here.create()
+    before = leftovers(docker_engine, target, folders=(target.state,))
     here.restore(backup.id, mode="overlay", undo=False)
     volume = docker_engine.client.volumes.get("sandpoint-state").attrs["Mountpoint"]
     shutil.rmtree(Path(volume) / "sandboxes" / target.id / "overlays")
@@ -201,7 +201,7 @@ def test_state_that_somebody_removed_while_an_overlay_is_mounted(
     here.run(here.service.unmount, here.dir)
     target.container.restart(timeout=0)
     here.restore(backup.id)
-    assert_no_more_left(before, docker_engine, target)
+    assert_no_more_left(before, docker_engine, target, folders=(target.state,))
 
 
 def test_an_engine_whose_users_are_mapped(tmp_path: Path) -> None:

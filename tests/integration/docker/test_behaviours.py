@@ -1,5 +1,6 @@
 """What holds of every kind of sandbox: this machine, and a container by each way into it."""
 
+import json
 import os
 import subprocess
 import threading
@@ -11,10 +12,11 @@ import anyio
 import pytest
 
 from helpers.docker import Engine, Target
+from helpers.foreign import ID, archive_of, metadata_of
 from helpers.kinds import KINDS, Kind, Sandboxed, opened
 from helpers.place import unmount_all
 from helpers.trees import assert_same, build_small, build_zoo, in_whole_seconds, inodes, write
-from sandpoint.errors import BackupIntegrityError, BackupNotFoundError, InvalidBackupConfigError
+from sandpoint.errors import BackupIntegrityError, BackupNotFoundError, InvalidBackupConfigError, NoSuchPathError
 from sandpoint.models import Progress
 
 Start = Callable[..., Target]
@@ -161,6 +163,25 @@ def test_a_file_is_read_out_of_a_backup(here: Sandboxed) -> None:
             return b"".join([block async for block in stream])
 
     assert here.run(read) == b"print('hello')\n"
+    listing = here.run(here.service.tree, backup.id, "src")
+    assert ("app.py", "file", 15) in [(entry.name, entry.kind, entry.size_bytes) for entry in listing.entries]
+
+
+def test_what_another_program_backed_up_is_listed_and_comes_back(here: Sandboxed) -> None:
+    archive = archive_of(here.tree)
+    folder = here.store / "backups" / ID
+    folder.mkdir(parents=True)
+    (folder / "data.sqsh").write_bytes(archive)
+    (folder / "meta.json").write_text(json.dumps(metadata_of(archive, dir=here.dir)))
+    before = in_whole_seconds(here.listing())
+    break_up(here.tree)
+
+    listing = here.run(here.service.tree, ID, "src")
+    assert "app.py" in [entry.name for entry in listing.entries]
+    with pytest.raises(NoSuchPathError):
+        here.run(here.service.tree, ID, "nothing")
+    here.restore(ID)
+    assert_same(before, in_whole_seconds(here.listing()))
 
 
 @pytest.mark.parametrize(

@@ -397,7 +397,7 @@ def test_it(box):
         assert throw_aways(docker_engine) & set(ids) == {ids[0]}
     finally:
         living.send_signal(signal.SIGINT)
-        living.wait()
+        living.wait(60)
 
 
 def start_run(folder: Path, content: str) -> "subprocess.Popen[bytes]":

@@ -131,14 +131,14 @@ def test_what_was_written_to_an_overlay_outlives_a_restart_until_it_is_pruned(
     assert here.target is not None
     below = here.listing()
     backup = here.create()
-    left = leftovers(docker_engine, here.target)
+    left = leftovers(docker_engine, here.target, folders=(here.target.state,))
     undo_id = None
     here.restore(backup.id, mode="overlay", undo=False)
     write(here.tree / "on-top", "written")
     here.target.container.restart(timeout=0)
 
     assert_same(below, here.listing())
-    assert_no_more_left(left, docker_engine, here.target)
+    assert_no_more_left(left, docker_engine, here.target, folders=(here.target.state,))
     (upper,) = (here.target.state / "overlays").glob("*/upper")
     assert (upper / "on-top").read_text() == "written"
     here.restore(backup.id, mode="overlay", undo=False)
