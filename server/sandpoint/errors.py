@@ -20,6 +20,10 @@ class InvalidBackupConfigError(SandpointError):
     exit_status = 3
 
 
+class NoSuchPathError(InvalidBackupConfigError):
+    """A backup has nothing of that path."""
+
+
 class BackupCreateError(SandpointError):
     """A backup could not be made; no part of it is left."""
 
@@ -52,6 +56,10 @@ class BackupRestoreError(SandpointError):
         self.partly = partly
 
 
+class PlanChangedError(BackupRestoreError):
+    """The directory is no longer what the plan was made for; nothing was touched."""
+
+
 class BackupIntegrityError(SandpointError):
     """What the store holds is not what was backed up: a layer, a manifest or metadata was altered."""
 
@@ -78,6 +86,13 @@ class StoreUnavailableError(SandpointError):
     exit_status = 10
 
 
+class ServerBusyError(SandpointError):
+    """A server that many use has no room for another operation, or is about to stop; nothing was done."""
+
+    code = "SERVER_BUSY"
+    exit_status = 11
+
+
 ERRORS: dict[str, type[SandpointError]] = {
     error.code: error
     for error in (
@@ -89,6 +104,7 @@ ERRORS: dict[str, type[SandpointError]] = {
         BackupIntegrityError,
         SandboxUnavailableError,
         StoreUnavailableError,
+        ServerBusyError,
     )
 }
 """Every error by its code, as it arrives from an engine that runs elsewhere."""

@@ -3,11 +3,13 @@
 Options are strict: an unknown field, a wrong type or a value outside its rule is an error that names the field.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -30,6 +32,9 @@ the restore. The buffer never eats into the first minute: a backup lives at leas
 _FIRST_YEAR, _LAST_YEAR = 1970, 9000
 """Of dates in `meta.json`: with any ttl added they stay within what `datetime` can say."""
 
+MAX_DIR = 4096
+"""Characters of a backup's directory: the kernel takes no longer path."""
+
 MAX_NAME = 256
 MAX_DESCRIPTION = 4096
 MAX_METADATA_ENTRIES = 64
@@ -38,6 +43,9 @@ MAX_EXCLUDES = 1000
 MAX_LIST = 1000
 MAX_FORKS = 1000
 
+MAX_FOLDER = 10_000
+DEFAULT_FOLDER = 1000
+
 DEFAULT_PATCH_BYTES = 16 << 20
 """Of all the patches that one comparison returns."""
 
@@ -45,7 +53,7 @@ DEFAULT_PATCH_BYTES = 16 << 20
 class Strict(BaseModel):
     """The base of options and results: no unknown fields, no silent conversions, immutable."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 Options = TypeVar("Options", bound=Strict)
@@ -62,6 +70,9 @@ def check_options(model: type[Options], values: Mapping[str, object]) -> Options
     except ValidationError as error:
         raise InvalidBackupConfigError(describe_invalid(error)) from None
 
+
+MAX_PROBLEMS = 8
+"""How many invalid fields a message tells of."""
 
 _PLAIN = {
     "extra_forbidden": "no such option",
@@ -86,8 +97,9 @@ _PLAIN = {
 def describe_invalid(error: ValidationError) -> str:
     """Return one sentence for each invalid field, in plain words."""
     sentences = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"]) or "arguments"
+    problems = error.errors(include_url=False)
+    for problem in problems[:MAX_PROBLEMS]:
+        field = ".".join(_shorten_name(str(part)) for part in problem["loc"]) or "arguments"
         context = problem.get("ctx", {})
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] in _PLAIN:
@@ -96,7 +108,14 @@ def describe_invalid(error: ValidationError) -> str:
             message = "must not be empty"
         given = "" if problem["type"] == "missing" else f" (got {_shorten(problem['input'])})"
         sentences.append(f"{field}: {message}{given}")
+    if len(problems) > MAX_PROBLEMS:
+        sentences.append(f"and {len(problems) - MAX_PROBLEMS} more of the kind")
     return "; ".join(sentences)
+
+
+def _shorten_name(name: str) -> str:
+    shown = name if name.isprintable() else repr(name)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _shorten(value: object) -> str:
@@ -173,11 +192,26 @@ def _relative_path(value: str) -> str:
             "a path is relative to the directory, as diff prints it (for example 'src/app.py'): "
             "not absolute, without '.' and '..'"
         )
+    return _encodable(path)
+
+
+def _encodable(value: str) -> str:
     try:
-        path.encode("utf-8", "surrogateescape")
+        value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise ValueError("this is no valid Unicode: it holds half of a surrogate pair") from None
-    return path
+    return value
+
+
+def _folder_path(value: str) -> str:
+    return "" if value.rstrip("/") in {"", "."} and not value.startswith("/") else _relative_path(value)
+
+
+def _quoted_name(value: str) -> str:
+    name = unquote_to_bytes(value)
+    if not name or b"/" in name or b"\0" in name:
+        raise ValueError("this is none; pass the next_cursor of the page before, or leave it out")
+    return value
 
 
 def _moment(value: datetime) -> datetime:
@@ -193,6 +227,9 @@ Ttl = Annotated[int | float, BeforeValidator(_ttl)]
 Moment = Annotated[AwareDatetime, AfterValidator(_moment)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 RelativePath = Annotated[str, AfterValidator(_relative_path)]
+FolderPath = Annotated[str, AfterValidator(_folder_path)]
+NameStart = Annotated[str, AfterValidator(_encodable)]
+QuotedName = Annotated[str, AfterValidator(_quoted_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 NamePattern = Annotated[str, Field(min_length=1), AfterValidator(_printable("pattern", MAX_NAME))]
@@ -223,6 +260,22 @@ class CreateOptions(Strict):
     metadata: UserMetadata = Field(default_factory=dict)
     full: bool = False
     freeze: bool = False
+    if_changed: bool = False
+
+
+class UndoOptions(Strict):
+    """Which directory goes a step back."""
+
+    dir: str
+    dry_run: bool = False
+
+
+class TrimOptions(Strict):
+    """Which backups are kept down to how many."""
+
+    dir: str
+    name: Name
+    keep: Places
 
 
 class BringBackOptions(Strict):
@@ -268,6 +321,22 @@ class ReadOptions(Strict):
 
     backup_id: BackupId
     path: RelativePath
+
+
+class FolderOptions(Strict):
+    """Which part of a folder of a backup to list."""
+
+    path: FolderPath = ""
+    starts_with: NameStart = ""
+    kinds: Annotated[tuple[FileKind, ...], Field(strict=False)] = ()
+    limit: Annotated[int, Field(ge=0, le=MAX_FOLDER)] = DEFAULT_FOLDER
+    cursor: QuotedName | None = None
+
+
+class TreeOptions(FolderOptions):
+    """Which backup's folder to list."""
+
+    backup_id: BackupId
 
 
 class ListOptions(Strict):
@@ -414,10 +483,15 @@ class CaptureRequest(Strict):
     cover: tuple[Source, ...] = ()
     """The manifests of a backup about to be restored: what it names is captured although ignored."""
     freeze: Freeze = "never"
+    look: bool = False
+    """Make nothing, and only say whether anything has changed since the parent."""
 
 
 class Captured(Strict):
-    """What a capture made: a full layer, a delta on the request's parent, or nothing where nothing has changed."""
+    """What a capture made: a full layer, a delta on the request's parent, or nothing where nothing has changed.
+
+    Of a look, which makes nothing, the kind alone counts: `delta` where nothing has changed since the parent.
+    """
 
     kind: Kind
     layer: SentFile | None
@@ -484,6 +558,12 @@ class ReadRequest(StoredBackup):
     path: RelativePath
 
 
+class FolderRequest(StoredBackup):
+    """List a folder of a backup."""
+
+    options: FolderOptions
+
+
 class CompareRequest(StoredBackup):
     """Compare a directory with a backup."""
 
@@ -517,6 +597,15 @@ class Changes(Strict):
         """Whether anything differs."""
         return bool(self.added or self.modified or self.removed)
 
+    def fingerprint(self) -> str:
+        """Return what two of them have in common only if the same paths differ in the same way."""
+        digest = hashlib.sha256()
+        for paths in (self.added, self.modified, self.removed):
+            digest.update(f"{len(paths)}\n".encode())
+            for path in paths:
+                digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
+
 
 class FileState(Strict):
     """What a path was at one time. `mode` is octal; `size_bytes` is 0 for all but regular files."""
@@ -524,6 +613,49 @@ class FileState(Strict):
     kind: FileKind
     mode: Annotated[str, Field(pattern=r"^[0-7]{4}$")]
     size_bytes: int
+
+
+class TreeEntry(Strict):
+    """What a backup has of a path, with its type, permissions (octal) and times (ns since 1970).
+
+    `name` is the last part of the path, of the directory itself `.`; what is not UTF-8 in it, and control characters,
+    are shown with backslash escapes. Where that makes another name of it, `quoted_name` is the exact one,
+    percent-encoded. `size_bytes` is 0 for all but regular files; `target` is what a symlink says, shown as `name` is.
+    """
+
+    name: str
+    kind: FileKind
+    mode: Annotated[str, Field(pattern=r"^[0-7]{4}$")]
+    size_bytes: int
+    mtime_ns: int
+    target: str | None = None
+    quoted_name: str | None = None
+
+    @property
+    def exact_name(self) -> bytes:
+        """The name's own bytes."""
+        return self.name.encode() if self.quoted_name is None else unquote_to_bytes(self.quoted_name)
+
+
+class Listing(Strict):
+    """What a path of a backup is, and if it is a folder, what lies just below it, in order of the names' bytes.
+
+    `path` is relative to the backed-up directory, shown as names are, and empty for that itself; `quoted_path` is the
+    exact one, percent-encoded, where that is another. `entry_count` is of all entries that were asked for, on this
+    page and others. `next_cursor` asks for the following page; None where there is none.
+    """
+
+    path: str
+    quoted_path: str | None = None
+    itself: TreeEntry
+    entries: tuple[TreeEntry, ...] = ()
+    entry_count: int = 0
+    next_cursor: str | None = None
+
+    @property
+    def exact_path(self) -> bytes:
+        """The path's own bytes."""
+        return self.path.encode() if self.quoted_path is None else unquote_to_bytes(self.quoted_path)
 
 
 class FileDiff(Strict):
@@ -601,7 +733,9 @@ Report = Callable[[Progress], Coroutine[Any, Any, None]]
 
 class _Stored(BaseModel):
     # Unknown fields are let through: another program, or a later version within this format, may add some.
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, defer_build=True
+    )
 
 
 class StoredLayer(_Stored):
@@ -620,7 +754,7 @@ class BackupMetadata(_Stored):
 
     format_version: Literal[1]
     id: BackupId
-    dir: str
+    dir: Annotated[str, Field(max_length=MAX_DIR)]
     name: str | None = None
     description: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
@@ -674,6 +808,7 @@ class Backup(Strict):
     """A backup, as create and list return it. Sizes are in bytes; `file_count` counts all but directories.
 
     `frozen_seconds` is for how long at most the sandbox was paused, 0 where it was paused already; only create tells.
+    `unchanged`: it was there before, and create made no other, for nothing has changed since.
     """
 
     id: str
@@ -694,6 +829,7 @@ class Backup(Strict):
     unstable_paths: tuple[str, ...] = ()
     skipped_mounts: tuple[str, ...] = ()
     frozen_seconds: float | None = None
+    unchanged: bool = False
 
     @classmethod
     def from_metadata(cls, stored: BackupMetadata, captured: Captured | None = None) -> "Backup":
@@ -719,10 +855,10 @@ class RestoreResult(Strict):
 
     `undo_id` is a backup of the state before; None where nothing was changed or no undo was wanted.
     `changes` is None in overlay mode; with `unmounted`, they are those of the directory below the overlays that were
-    taken down. `kept_paths` are extra directories that stay because they hold excluded
-    paths; `skipped_mounts` are mounts inside the directory, whose contents are never touched. `taken_in` is the
-    sandbox that the backup was taken in, where that is another. `sandbox` is told where several were asked for: the
-    one that was restored in, as it was named.
+    taken down; a dry run tells of those that were written to. `kept_paths` are extra directories that stay because they
+    hold excluded paths; `skipped_mounts` are mounts inside the directory, whose contents are never touched. `taken_in`
+    is the sandbox that the backup was taken in, where that is another. `sandbox` is told where several were asked for:
+    the one that was restored in, as it was named.
     """
 
     success: bool
@@ -737,6 +873,19 @@ class RestoreResult(Strict):
     skipped_mounts: tuple[str, ...] = ()
     taken_in: str | None = None
     sandbox: str | None = None
+
+
+class UndoResult(RestoreResult):
+    """What a step back did, or with `dry_run` would do: a restore of this backup."""
+
+    backup: Backup
+
+
+class TrimResult(Strict):
+    """The backups that were deleted, newest first; `freed_bytes` counts files that no other backup names."""
+
+    removed: tuple[str, ...]
+    freed_bytes: int
 
 
 class ForkResult(Strict):

@@ -20,11 +20,15 @@ from sandpoint.errors import (
     BackupNotFoundError,
     BackupRestoreError,
     InvalidBackupConfigError,
+    NoSuchPathError,
+    PlanChangedError,
     SandboxUnavailableError,
     SandpointError,
     StoreUnavailableError,
 )
+from sandpoint.history import UNDO_NAME, History, note_restore, restored_after
 from sandpoint.models import (
+    DEFAULT_FOLDER,
     DEFAULT_PATCH_BYTES,
     DEFAULT_TTL,
     FORMAT_VERSION,
@@ -46,11 +50,15 @@ from sandpoint.models import (
     CreateOptions,
     DeleteResult,
     DiffOptions,
+    FileKind,
     FileRole,
+    FolderOptions,
+    FolderRequest,
     ForkOptions,
     ForkResult,
     Freeze,
     Lifecycle,
+    Listing,
     ListOptions,
     LostOverlay,
     Mode,
@@ -67,12 +75,18 @@ from sandpoint.models import (
     StoredBackup,
     StoredFile,
     StoredLayer,
+    TreeOptions,
+    TrimOptions,
+    TrimResult,
+    UndoOptions,
+    UndoResult,
     UnmountResult,
     VerifyResult,
     WriteGrant,
     check_options,
     parse_backup_id,
 )
+from sandpoint.recent import RecentManifests
 from sandpoint.retention import decide
 from sandpoint.sandboxes import AllowedSandboxes, Sandbox, open_sandbox
 from sandpoint.settings import Settings, read_settings
@@ -82,8 +96,8 @@ from sandpoint.stores.base import Position, Upload
 _PARENT_SEARCH = 100
 """Backups that are looked at for one to build on, where the sandbox knows of none that is still there."""
 
-UNDO_NAME = "undo"
-"""The name of backups that a restore takes of the state before."""
+_LOOKUPS = 2
+"""Folders that are looked up at once: one of a large tree takes some memory."""
 
 
 async def _silent(_progress: Progress) -> None:
@@ -118,6 +132,8 @@ class BackupService:
         self._sandbox = sandbox
         self._store = store
         self._compression: Compression = compression
+        self._manifests = RecentManifests()
+        self._lookups = anyio.Semaphore(_LOOKUPS)
 
     async def create(
         self,
@@ -131,6 +147,7 @@ class BackupService:
         metadata: Mapping[str, str] | None = None,
         full: bool = False,
         freeze: bool = False,
+        if_changed: bool = False,
         report: Report | None = None,
     ) -> Backup:
         """Back up a directory.
@@ -146,6 +163,9 @@ class BackupService:
             full: Do not build on an earlier backup.
             freeze: Pause the container for as long as it takes to copy what changed since a look at the directory
                 a moment ago: the backup is of one instant. `frozen_seconds` of the result says how long that was.
+            if_changed: Make none where nothing has changed since the last one, or since one that was brought back, and
+                return that one, whatever its name; it is `unchanged` then. It counts only if it leaves out the same,
+                is whole, and can be restored for at least half the ttl.
             report: Told of progress.
 
         Raises:
@@ -163,6 +183,7 @@ class BackupService:
                 "metadata": dict(metadata) if isinstance(metadata, Mapping) else {} if metadata is None else metadata,
                 "full": full,
                 "freeze": freeze,
+                "if_changed": if_changed,
             },
         )
         path = self._sandbox.resolve(options.dir)
@@ -170,9 +191,51 @@ class BackupService:
             await self._sandbox.check_freeze()
         capture = self._capture_frozen if options.freeze else self._capture
         async with self._sandbox.turn():
+            if options.if_changed:
+                present = await self._find_present(path, options, report or _silent)
+                if present is not None:
+                    return present
             backup = (await capture(path, options, report or _silent)).backup
             await self._note_capture(path, backup.id)
             return backup
+
+    async def _find_present(self, path: str, options: CreateOptions, report: Report) -> Backup | None:
+        """Return a backup that the directory is still the same as, during a turn."""
+        await report(Progress(phase="looking for changes"))
+        last, on_overlay = await self._last_noted(path)
+        # Of an overlay only what was written to it is looked at: that says nothing about other backups than its own.
+        for metadata in last if on_overlay else await self._with_brought_back(last):
+            if not await self._would_do(metadata, path, options):
+                continue
+            if not await self._store.has(metadata.files, ttl=options.ttl / 2):
+                continue
+            parent = self._as_parent(_Base(metadata, metadata))
+            request = CaptureRequest(
+                dir=path, excludes=options.excludes, use_gitignore=options.use_gitignore, parent=parent, look=True
+            )
+            if (await self._sandbox.capture(request, report, _grant_nothing)).kind == "delta":
+                if metadata is not last[0]:  # what comes next is best built on this one
+                    await self._note_capture(path, metadata.id)
+                return Backup.from_metadata(metadata).model_copy(update={"unchanged": True})
+        return None
+
+    async def _with_brought_back(self, last: "Sequence[BackupMetadata]") -> "Sequence[BackupMetadata]":
+        """Return backups, each after what was brought back just after it was taken."""
+        captures: dict[str, BackupMetadata] = {}
+        for metadata in last:
+            restored = restored_after(metadata)
+            brought_back = None if restored is None else await self._read_if_there(restored)
+            captures |= {each.id: each for each in (brought_back, metadata) if each is not None}
+        return tuple(captures.values())
+
+    async def _would_do(self, metadata: BackupMetadata, path: str, options: CreateOptions) -> bool:
+        """Whether a backup that is there would do in place of a new one, if nothing has changed."""
+        left = metadata.restorable_until - datetime.now(UTC)
+        return (
+            (metadata.dir, metadata.sandbox_id) == (path, await self._sandbox.id())
+            and left >= timedelta(seconds=options.ttl / 2)
+            and await self._may_build_on(metadata, options, on_overlay=False)
+        )
 
     async def _note_capture(self, path: str, backup_id: str) -> None:
         # It is made: to be stopped now would leave it without anybody having its id.
@@ -224,15 +287,23 @@ class BackupService:
 
     async def _find_base(self, path: str, options: CreateOptions) -> "_Base | None":
         """Return what a delta may be built on, with as much of its chain as that shall have."""
+        found, on_overlay = await self._last_noted(path)
+        for metadata in found:
+            if await self._may_build_on(metadata, options, on_overlay=on_overlay):
+                shortened = shorten(metadata, self._chain_limits, datetime.now(UTC))
+                return None if shortened is None else _Base(shortened, metadata)
+        return None
+
+    async def _last_noted(self, path: str) -> "tuple[Sequence[BackupMetadata], bool]":
+        """Return the last backups of a directory that are still there, the best to build on first.
+
+        And whether an overlay of ours is on it.
+        """
         last = await self._sandbox.last_capture(path)
         found = [await self._read_if_there(backup_id) for backup_id in last.backup_ids]
         if not last.on_overlay and found in ([], [None]):
             found = [await self._newest_of(path)]
-        for metadata in found:
-            if metadata is not None and await self._may_build_on(metadata, options, on_overlay=last.on_overlay):
-                shortened = shorten(metadata, self._chain_limits, datetime.now(UTC))
-                return None if shortened is None else _Base(shortened, metadata)
-        return None
+        return tuple(metadata for metadata in found if metadata is not None), last.on_overlay
 
     async def _may_build_on(self, metadata: BackupMetadata, options: CreateOptions, *, on_overlay: bool) -> bool:
         if (metadata.excludes, metadata.use_gitignore) != (options.excludes, options.use_gitignore):
@@ -345,6 +416,7 @@ class BackupService:
         paths: Iterable[str] = (),
         dry_run: bool = False,
         undo: bool = True,
+        expected: str | None = None,
         report: Report | None = None,
     ) -> RestoreResult:
         """Bring a backup back.
@@ -357,9 +429,11 @@ class BackupService:
             paths: Restore only these, relative to the directory (mode `copy`).
             dry_run: Change nothing, and return what would change.
             undo: Back up the present state first, if it differs, and return that backup's id as `undo_id`.
+            expected: The `Changes.fingerprint` of a dry run: nothing is done unless it would still say the same.
             report: Told of progress.
 
         Raises:
+            PlanChangedError: It would not say what is expected.
             BackupNotFoundError, BackupExpiredError: There is no such backup, or no more.
             BackupIntegrityError: It is damaged; found before the directory is touched.
             BackupCreateError: The present state could not be backed up; nothing was changed.
@@ -382,7 +456,10 @@ class BackupService:
         path = self._sandbox.resolve(options.dir if options.dir is not None else metadata.dir)
         async with self._sandbox.turn(), self._unless_gone(metadata):
             await self._restorable(metadata.id)  # it may have gone while others had their turn
-            return await self._restore_to(path, metadata, await self._contents(metadata, report), options, report)
+            contents = await self._contents(metadata, report)
+            if expected is not None:
+                await self._check_plan(_comparison(metadata, contents, path, options.paths), expected, report)
+            return await self._restore_to(path, metadata, contents, options, report)
 
     async def fork(
         self,
@@ -393,6 +470,7 @@ class BackupService:
         paths: Iterable[str] = (),
         dry_run: bool = False,
         undo: bool = True,
+        expected: Mapping[str, str] | None = None,
         report: Report | None = None,
     ) -> ForkResult:
         """Bring a backup back to several directories: independent trees, of layers that are fetched only once.
@@ -404,9 +482,11 @@ class BackupService:
             paths: Restore only these, relative to the directories (mode `copy`).
             dry_run: Change nothing, and return what would change.
             undo: Back up the present state of each first, if it differs.
+            expected: As for `restore`, by directory: nothing is done in any unless all of these are as expected.
             report: Told of progress.
 
         Raises:
+            PlanChangedError: A directory is not as expected; none was touched.
             BackupNotFoundError, BackupExpiredError: There is no such backup, or no more.
             BackupIntegrityError: It is damaged; found before a directory is touched.
             BackupCreateError, BackupRestoreError: It failed for one directory, and was not tried for those after it.
@@ -433,6 +513,9 @@ class BackupService:
             metadata = await self._restorable(options.backup_id)
             async with self._unless_gone(metadata):
                 contents = await self._contents(metadata, report)
+                for each, fingerprint in (expected or {}).items():
+                    path = self._sandbox.resolve(each)
+                    await self._check_plan(_comparison(metadata, contents, path, options.paths), fingerprint, report)
             for path in targets:
                 if not metadata.is_foreign:
                     contents = self._granted(metadata)  # those before may have taken longer than grants last
@@ -442,6 +525,14 @@ class BackupService:
                 except SandpointError as error:
                     raise with_done(error, done) from error
         return ForkResult(success=True, id=metadata.id, restores=tuple(done))
+
+    async def _check_plan(self, comparison: CompareRequest, expected: str, report: Report) -> None:
+        changes = await self._sandbox.compare(comparison, report)
+        if changes.fingerprint() != expected:
+            raise PlanChangedError(
+                f"{comparison.dir} is no longer what it was when its restore was planned: something else wrote to it, "
+                "and nothing was touched; try again to see the new plan"
+            )
 
     async def _contents(self, metadata: BackupMetadata, report: Report) -> StoredBackup:
         """Return what a backup consists of, with leave to read it; during a turn."""
@@ -476,7 +567,8 @@ class BackupService:
         taken_in = metadata.sandbox_id if metadata.sandbox_id != await self._sandbox.id() else None
         if options.dry_run:
             changes = await self._sandbox.compare(comparison, report)
-            return _planned(metadata.id, path, mode, changes, taken_in)
+            overlay_goes = await self._overlay_goes(comparison)
+            return _planned(metadata.id, path, mode, changes, taken_in, unmounted=overlay_goes)
         way_back = await self._keep_way_back(metadata, comparison, report) if options.undo else None
         undo_id = None if way_back is None else way_back.backup.id
         if way_back is not None and not metadata.is_foreign:  # it may have taken longer than grants last
@@ -554,18 +646,21 @@ class BackupService:
         """Back up what the restore would change: no more is excluded than the restore itself leaves alone."""
         if not await self._sandbox.exists(comparison.dir):
             return None
-        # Overlays are taken down whole, with what was written in them to excluded paths.
-        overlay_goes = not comparison.paths and await self._sandbox.is_written(comparison.dir)
+        overlay_goes = await self._overlay_goes(comparison)
         options = CreateOptions(
             dir=comparison.dir,
             name=UNDO_NAME,
             description=f"{comparison.dir} before backup {metadata.id} was restored to it",
             excludes=() if overlay_goes else comparison.excludes,
             use_gitignore=comparison.use_gitignore and not overlay_goes,
-            metadata={"undo_of": metadata.id},
+            metadata=note_restore(metadata, comparison.dir, await self._sandbox.id(), len(comparison.paths)),
             ttl=await self._undo_ttl(),
         )
         return await self._capture(comparison.dir, options, report, cover=comparison.manifests)
+
+    async def _overlay_goes(self, comparison: CompareRequest) -> bool:
+        # Overlays are taken down whole, with what was written in them to excluded paths.
+        return not comparison.paths and await self._sandbox.is_written(comparison.dir)
 
     async def _undo_ttl(self) -> float:
         longest = await self._store.longest_ttl()
@@ -611,6 +706,117 @@ class BackupService:
         with anyio.CancelScope(shield=True), suppress(SandpointError):
             await self._store.hide(backup.id)
             await self._store.reclaim([backup.id])
+
+    async def undo(self, dir: str, *, dry_run: bool = False, report: Report | None = None) -> UndoResult:
+        """Go back one step: to the last state that was backed up and that the directory is not in just now.
+
+        Where it has changed since its last backup, or since the one that it was brought back to, that is this one;
+        else the one before, and so on with each call. States that were gone back from are not come upon again, if
+        backups were taken since. The state before is kept, as with `restore`.
+
+        Args:
+            dir: Which directory; where an overlay of ours is on it, there will be one again.
+            dry_run: Change nothing, and return what would change.
+            report: Told of progress.
+
+        Raises:
+            BackupNotFoundError: There is no such backup, or no more.
+            BackupIntegrityError, BackupCreateError, BackupRestoreError: As for `restore`.
+        """
+        options = check_options(UndoOptions, {"dir": dir, "dry_run": dry_run})
+        report = report or _silent
+        path = self._sandbox.resolve(options.dir)
+        async with self._sandbox.turn():
+            metadata = await self._state_before(path, report)
+            mode: Mode = "auto" if await self._sandbox.overlay_on(path) is None else "overlay"
+            wanted = BringBackOptions(backup_id=metadata.id, mode=mode, dry_run=options.dry_run)
+            async with self._unless_lost(metadata):
+                contents = await self._contents(metadata, report)
+                restored = await self._restore_to(path, metadata, contents, wanted, report)
+        return UndoResult(**dict(restored), backup=Backup.from_metadata(metadata))
+
+    async def _state_before(self, path: str, report: Report) -> BackupMetadata:
+        own = await self._sandbox.id()
+        taken = [each async for each in self._store.newest() if (each.dir, each.sandbox_id) == (path, own)]
+        is_there = await self._sandbox.exists(path)
+        same: set[tuple[str, ...]] = set()
+        for backup_id in History(taken).back():
+            metadata = await self._read_if_there(backup_id)
+            if metadata is None or metadata.is_expired() or not await self._may_use(metadata):
+                continue
+            files = tuple(stored.key for stored in metadata.files)
+            if files in same:
+                continue
+            if not is_there or await self._differs(path, metadata, report):
+                return metadata
+            same.add(files)
+        why = "it has no backup that can be restored" if not same else "it is in the state of the oldest one"
+        raise BackupNotFoundError(
+            f"there is no step back for {path}: {why}; list shows the backups that there are, and restore brings back "
+            "any of them"
+        )
+
+    async def _differs(self, path: str, metadata: BackupMetadata, report: Report) -> bool:
+        async with self._unless_lost(metadata):
+            comparison = _comparison(metadata, await self._contents(metadata, report), path)
+            return bool(await self._sandbox.compare(comparison, report))
+
+    @asynccontextmanager
+    async def _unless_lost(self, metadata: BackupMetadata) -> AsyncIterator[None]:
+        """Say of a step that is damaged how to get past it: to pass it by silently would undo more than was asked for.
+
+        Raises:
+            BackupIntegrityError, BackupNotFoundError: It is damaged, or gone meanwhile.
+        """
+        try:
+            async with self._unless_gone(metadata):
+                yield
+        except BackupIntegrityError as error:
+            raise BackupIntegrityError(f"{error}. To go to the step before it, delete backup {metadata.id}") from error
+
+    async def nearest(self, dir: str) -> str | None:
+        """Return the directory or the nearest one above it that has backups to restore, None if there is none."""
+        wanted = parse_directory(dir)
+        own = await self._sandbox.id()
+        nearest: str | None = None
+        async for metadata in self._store.newest():
+            if metadata.sandbox_id == own and is_within(wanted, metadata.dir) and not metadata.is_expired():
+                nearest = max(nearest or "", metadata.dir, key=len)
+                if nearest == wanted:
+                    break
+        return nearest
+
+    async def trim(self, dir: str, *, name: str, keep: int) -> TrimResult:
+        """Delete the backups of one directory and name, but the newest so many that can be restored.
+
+        Args:
+            dir: Of which directory.
+            name: Of which name; others stay.
+            keep: How many stay.
+
+        Raises:
+            StoreUnavailableError: They may be deleted, but not all space was freed.
+        """
+        options = check_options(TrimOptions, {"dir": dir, "name": name, "keep": keep})
+        if options.name == UNDO_NAME:
+            raise InvalidBackupConfigError(
+                f"name: backups named {UNDO_NAME!r} are the ways back from restores, which are not deleted so; use "
+                "another name"
+            )
+        path = self._sandbox.resolve(options.dir)
+        # In turn: no restore here loses what it reads.
+        async with self._sandbox.turn():
+            wanted = (path, await self._sandbox.id(), options.name)
+            taken = [each async for each in self._store.newest() if (each.dir, each.sandbox_id, each.name) == wanted]
+            kept = [each for each in taken if not each.is_expired()][: options.keep]
+            gone = [each for each in taken if each not in kept]
+            removed = await self._hide_all(each.id for each in gone)
+            freed = 0
+            if removed:
+                owners = {stored.key.split("/")[1] for each in gone for stored in each.files}
+                with suppress(BackupIntegrityError):  # another's metadata is damaged: what it needs is not known
+                    _, freed = await self._store.reclaim({*removed, *owners})
+        return TrimResult(removed=removed, freed_bytes=freed)
 
     async def get(self, backup_id: str) -> Backup:
         """Return what is known of one backup, also of one that has expired.
@@ -772,6 +978,74 @@ class BackupService:
             await self._restorable(metadata.id)  # it may have gone while others had their turn
             request = ReadRequest(**dict(await self._contents(metadata, report)), path=options.path)
             return await self._sandbox.open_file(request, report)
+
+    async def tree(
+        self,
+        backup_id: str,
+        path: str = "",
+        *,
+        starts_with: str = "",
+        kinds: Iterable[FileKind] = (),
+        limit: int = DEFAULT_FOLDER,
+        cursor: str | None = None,
+        report: Report | None = None,
+    ) -> Listing:
+        """Return what a backup, also one that has expired, has at a path, and if that is a folder, just below it.
+
+        Nobody has to wait for it, and the sandbox need not be there, but for a backup that another program made:
+        what that holds is found out by reading it.
+
+        Args:
+            backup_id: Which.
+            path: Relative to the directory, as `diff` returns it; empty for all of it. Links are not followed.
+            starts_with: Only names that do.
+            kinds: Only entries of these; by default of any.
+            limit: At most so many entries, up to 10,000.
+            cursor: The `next_cursor` of the page before.
+            report: Told of progress.
+
+        Raises:
+            BackupNotFoundError: There is no such backup.
+            NoSuchPathError: There is no such path in it.
+            BackupIntegrityError: The backup is damaged.
+        """
+        options = check_options(
+            TreeOptions,
+            {
+                "backup_id": backup_id,
+                "path": path,
+                "starts_with": starts_with,
+                "kinds": _tuple(kinds),
+                "limit": limit,
+                "cursor": cursor,
+            },
+        )
+        folder = FolderOptions(**options.model_dump(exclude={"backup_id"}))
+        metadata = await self._read(options.backup_id)
+        async with self._unless_gone(metadata):
+            if metadata.is_foreign:
+                return await self._list_foreign(metadata, folder, report or _silent)
+            return await self._list_folder(metadata, folder)
+
+    async def _list_foreign(self, metadata: BackupMetadata, options: FolderOptions, report: Report) -> Listing:
+        async with self._sandbox.turn():
+            request = FolderRequest(**dict(await self._adopt(metadata, report)), options=options)
+            try:
+                return await self._sandbox.list_folder(request, report)
+            except InvalidBackupConfigError as error:  # an engine elsewhere has but one name for it
+                raise NoSuchPathError(str(error)) from error
+
+    async def _list_folder(self, metadata: BackupMetadata, options: FolderOptions) -> Listing:
+        from sandpoint.engine.lookup import Lookup, list_folder
+
+        sources = [self._source(stored) for stored in metadata.manifests]
+
+        def look(check: Callable[[], None]) -> Listing:
+            contents = [self._manifests.content(source, self._store.relay, check) for source in sources]
+            return list_folder(Lookup(contents), options, check)
+
+        async with self._lookups:
+            return await anyio.to_thread.run_sync(lambda: look(anyio.from_thread.check_cancelled))
 
     async def verify(self, backup_id: str, *, report: Report | None = None) -> VerifyResult:
         """Read all that a backup consists of again, and compare it with its digests.
@@ -1009,6 +1283,10 @@ class BackupService:
         """Return what the sandbox can do."""
         return await self._sandbox.capabilities()
 
+    async def exists(self, dir: str) -> bool:
+        """Whether a directory is there."""
+        return await self._sandbox.exists(self._sandbox.resolve(dir))
+
     async def sandbox_id(self) -> str:
         """Return the name of the sandbox in the metadata of its backups, `Backup.sandbox_id`."""
         return await self._sandbox.id()
@@ -1045,6 +1323,10 @@ def _diff_options(
         DiffOptions,
         {"backup_id": backup_id, "other_id": other_id, "dir": dir, "paths": _tuple(paths), "max_bytes": max_bytes},
     )
+
+
+async def _grant_nothing(_role: FileRole, _file: StoredFile) -> WriteGrant:
+    raise AssertionError("a look makes nothing")
 
 
 def _new_id() -> str:
@@ -1176,7 +1458,13 @@ def _told(result: RestoreResult) -> str:
 
 
 def _planned(
-    backup_id: str, path: str, mode: Literal["overlay", "copy"], changes: Changes, taken_in: str | None
+    backup_id: str,
+    path: str,
+    mode: Literal["overlay", "copy"],
+    changes: Changes,
+    taken_in: str | None,
+    *,
+    unmounted: bool,
 ) -> RestoreResult:
     return RestoreResult(
         success=True,
@@ -1185,13 +1473,18 @@ def _planned(
         mode=mode,
         dry_run=True,
         changes=changes,
+        unmounted=unmounted,
         undo_id=None,
         taken_in=taken_in,
     )
 
 
 def open_service(
-    settings: Settings | None = None, *, allowed: AllowedSandboxes | None = None, store: Store | None = None
+    settings: Settings | None = None,
+    *,
+    allowed: AllowedSandboxes | None = None,
+    store: Store | None = None,
+    kind: type[BackupService] = BackupService,
 ) -> BackupService:
     """Return a service for the store and sandbox of the settings, by default those of the environment.
 
@@ -1199,6 +1492,7 @@ def open_service(
         settings: Which.
         allowed: What a container must be called to be used; by default anything.
         store: The store of the settings, if it is open already.
+        kind: What is returned.
 
     Raises:
         InvalidBackupConfigError: The settings name no store or sandbox that there is.
@@ -1213,4 +1507,4 @@ def open_service(
         allowed=allowed,
     )
     limits = ChainLimits(layers=settings.chain_layers, hours=settings.chain_hours, share=settings.chain_share)
-    return BackupService(sandbox, store, compression=settings.compression, chain_limits=limits)
+    return kind(sandbox, store, compression=settings.compression, chain_limits=limits)

@@ -1,7 +1,7 @@
 """Several sandboxes with one store: a service for each, opened when it is asked for."""
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -172,6 +172,7 @@ async def fork_to(
     paths: Iterable[str] = (),
     dry_run: bool = False,
     undo: bool = True,
+    expected: Mapping[tuple[str, str], str] | None = None,
     report: Report | None = None,
 ) -> ForkResult:
     """Bring a backup back in several sandboxes, side by side: independent trees, of layers fetched only once.
@@ -184,6 +185,7 @@ async def fork_to(
         paths: Restore only these, relative to the directories (mode `copy`).
         dry_run: Change nothing, and return what would change.
         undo: Back up the present state of each first, if it differs.
+        expected: Fingerprints by sandbox and directory, which each sandbox is checked for as by `BackupService.fork`.
         report: Told of progress.
 
     Raises:
@@ -193,6 +195,9 @@ async def fork_to(
             in others after that. The message names what is done; it stays so.
     """
     dirs_by_sandbox = _by_sandbox(services, targets)
+    fingerprints: dict[str, dict[str, str]] = {}
+    for (name, directory), fingerprint in (expected or {}).items():
+        fingerprints.setdefault(services.check(name), {})[directory] = fingerprint
     wanted = tuple(paths)
     done: dict[str, Sequence[RestoreResult]] = {}
     failed: list[tuple[str, SandpointError]] = []
@@ -208,7 +213,15 @@ async def fork_to(
                 return
             try:
                 async with services.use(name) as service:
-                    result = await service.fork(backup_id, dirs, mode=mode, paths=wanted, dry_run=dry_run, undo=undo)
+                    result = await service.fork(
+                        backup_id,
+                        dirs,
+                        mode=mode,
+                        paths=wanted,
+                        dry_run=dry_run,
+                        undo=undo,
+                        expected=fingerprints.get(name),
+                    )
                 done[name] = [each.model_copy(update={"sandbox": name}) for each in result.restores]
                 await tell()
             except SandpointError as error:

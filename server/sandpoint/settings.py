@@ -89,6 +89,17 @@ class Settings(BaseModel):
     docker_helper_idle: Annotated[int, Field(ge=1)] = 600
     """Seconds that a helper waits for another operation before it ends."""
 
+    confirm: Literal["auto", "never"] = "auto"
+    """Whether an MCP client's user is asked before a tool changes files or deletes a backup: wherever the client can
+    ask, or never. The person who sets up the server says so; a model cannot."""
+
+    log_format: Literal["plain", "json"] | None = None
+    """Of what a server writes to stderr. None: plain on stdio, where a person reads it in a client's log; JSON lines
+    over HTTP."""
+
+    log_level: Literal["debug", "info", "warning", "error"] | None = None
+    """What a server writes to stderr at least. None: warnings on stdio; over HTTP also each request."""
+
     allowed_dirs: tuple[str, ...] | None = None
     """Directories that may be backed up or restored, `:`-separated; None leaves it to the door. Where they are of this
     machine only, links in them are followed once, here."""

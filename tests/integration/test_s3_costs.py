@@ -154,3 +154,18 @@ def test_a_list_reads_the_metadata_of_what_it_shows(place: BucketPlace, cost: Me
     assert sum(each.method == "GET" and each.path.endswith("meta.json") for each in listed.requests) <= 6
     assert len(listed.requests) <= 12, listed.requests
     assert listed.received < 40_000
+
+
+def test_a_look_at_what_has_not_changed_writes_nothing(place: BucketPlace, cost: Measure) -> None:
+    empty_cache(place)
+    looked = cost(lambda: place.create(if_changed=True))
+    assert {each.method for each in looked.requests} == {"GET", "HEAD"}
+    assert len(looked.requests) <= 6, looked.requests
+    assert looked.of_files() == []
+
+
+def test_a_backup_that_lost_a_file_does_not_do_in_place_of_a_new_one(place: BucketPlace) -> None:
+    (lost,) = place.ids()
+    place.client.delete_object(Bucket=place.bucket, Key=f"some/prefix/backups/{lost}/data.sqsh")
+    again = place.create(if_changed=True)
+    assert (again.unchanged, again.kind) == (False, "full")

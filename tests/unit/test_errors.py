@@ -17,6 +17,7 @@ DESIGN = {
     "BackupIntegrityError": "BACKUP_INTEGRITY_FAILED",
     "SandboxUnavailableError": "SANDBOX_UNAVAILABLE",
     "StoreUnavailableError": "STORE_UNAVAILABLE",
+    "ServerBusyError": "SERVER_BUSY",
 }
 
 

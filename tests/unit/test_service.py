@@ -355,6 +355,7 @@ async def test_verify(service: BackupService, store: LocalStore, tmp_path: Path)
 CALLS: dict[str, Callable[[BackupService, str], Awaitable[object]]] = {
     "restore": lambda service, backup_id: service.restore(backup_id),
     "diff": lambda service, backup_id: service.diff(backup_id),
+    "tree": lambda service, backup_id: service.tree(backup_id),
     "verify": lambda service, backup_id: service.verify(backup_id),
     "delete": lambda service, backup_id: service.delete(backup_id),
 }

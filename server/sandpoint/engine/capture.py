@@ -48,9 +48,10 @@ def capture(
     with opened_place(state, request.dir) as place, state.working() as work:
         request = request.model_copy(update={"staging": request.staging or work})
         try:
-            made = capture_delta(request, place, state, work, monitor, freezer) or _capture_full(
-                request, place, state, work, monitor, freezer
-            )
+            made = capture_delta(request, place, state, work, monitor, freezer)
+            if made is None and request.look:
+                return Captured(kind="full", layer=None, manifest=None, file_count=0, total_bytes=0)
+            made = made or _capture_full(request, place, state, work, monitor, freezer)
             monitor.progress("storing", 0)
             layer, manifest = _send(request, made, state, monitor, ask)
         except UnreadableError as error:

@@ -36,7 +36,7 @@ from sandpoint.engine.stamps import Stamps
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.upper import Changed, Past, changed_since, delta_manifest, made_anew
-from sandpoint.engine.walk import beyond_squashfs, walk_tree
+from sandpoint.engine.walk import Looking, beyond_squashfs, walk_if_changed, walk_tree
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import CaptureRequest, Parent, StoredFile
 
@@ -63,7 +63,7 @@ def capture_delta(
         transfer.assure((*parent.layers, *parent.manifests), state, check)
         if place.overlay is not None:
             return _on_overlay(request, parent, place.overlay, place, state, work, monitor, freezer)
-        if not place.stamps:
+        if not place.stamps and not request.look:
             return None  # every file would have to be compared with the layers, which takes longer than a full capture
         index = read_index(state, request.dir)
         known = index is not None and index.manifests == tuple(source.sha256 for source in parent.manifests)
@@ -104,10 +104,15 @@ def _capture_since(
 
     moved: dict[bytes, int] = {}
     for _ in range(ATTEMPTS):
-        present = _walk(parent, place, rules, monitor)
+        found = _walk(parent, place, rules, monitor)
+        if found is None:
+            return _same(parent, request)
+        present = found
         plan = make_plan(parent, present, differ=differ, comparison=comparison)
         if plan.is_empty:
             return _unchanged(parent, present)
+        if request.look:
+            return None
         delta = Delta(plan, present)
         if not _is_worth(delta, len(parent.entries), sum(entry.size for entry in parent.entries.values())):
             return None
@@ -123,10 +128,15 @@ def _rules(request: CaptureRequest, place: Place, state: State, monitor: Monitor
     return Rules(request.excludes, paths=ignored, cover=covered(request, state, monitor))
 
 
-def _walk(parent: Manifest, place: Place, rules: Rules, monitor: Monitor) -> Manifest:
-    return walk_tree(
-        place.fd,
-        rules,
+def _walk(parent: Manifest, place: Place, rules: Rules, monitor: Monitor) -> Manifest | None:
+    """Return the tree as it is; None where stamps prove that it is the parent's."""
+    if not place.stamps:
+        return walk_tree(place.fd, rules, started_ns=0, stamps=False, boundaries=place.boundaries)
+    return walk_if_changed(place.fd, rules, **_looking(parent, place, monitor))
+
+
+def _looking(parent: Manifest, place: Place, monitor: Monitor) -> Looking:
+    return Looking(
         started_ns=time.time_ns(),
         stamps=True,
         boundaries=place.boundaries,
@@ -135,10 +145,14 @@ def _walk(parent: Manifest, place: Place, rules: Rules, monitor: Monitor) -> Man
     )
 
 
+def _same(parent: Manifest, request: CaptureRequest) -> Made:
+    if request.look:
+        return Made("delta", None, None, parent.header, file_count=0, total_bytes=0, tree=parent)
+    return made_of("delta", None, parent, stored=None)
+
+
 def _unchanged(parent: Manifest, present: Manifest) -> Made:
-    is_known = all(parent.entries.get(path) is entry for path, entry in present.entries.items())
-    tree = parent if is_known else Manifest(present.header, present.entries, parent.layers)
-    return made_of("delta", None, tree, stored=None)
+    return made_of("delta", None, Manifest(present.header, present.entries, parent.layers), stored=None)
 
 
 def _sealed_since(request: CaptureRequest, parent: Manifest, present: Manifest, delta: Delta, monitor: Monitor) -> Made:
@@ -170,7 +184,7 @@ def _frozen_since(
     check = monitor.check
     rules = _rules(request, place, state, monitor)
     comparison = Comparison(owners=True)
-    present = walked = _walk(parent, place, rules, monitor)
+    present = walked = walk_tree(place.fd, rules, **_looking(parent, place, monitor))
     different: set[bytes] = set()
 
     def compare(doubtful: list[Entry], tree: Roots, *, write_out: bool) -> set[bytes]:
@@ -331,6 +345,8 @@ def _capture_upper(upon: _Upon) -> Made | None:
         changed = upon.look()
         if changed.plan.is_empty:
             return _grown(upon.parent, upon.past, changed, None, None, upon.header)
+        if upon.request.look:
+            return None
         delta = Delta(changed.plan, changed.now)
         if not _is_worth(delta, upon.parent.file_count, upon.parent.total_bytes):
             return None

@@ -101,7 +101,7 @@ def build(
         OSError: A file cannot be read.
     """
     tool = tools.Tool(
-        ["mksquashfs", "-", out, "-tar", "-noappend", "-no-progress", "-quiet", *build_options(compression)], fed=True
+        ["mksquashfs", "-", out, "-tar", "-noappend", "-no-progress", "-quiet", *build_options(compression)], fed=check
     )
     moved: dict[bytes, int] = {}
     try:

@@ -8,11 +8,13 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 from sandpoint.engine import cache, remote, squashfs, tools, transfer
 from sandpoint.engine.capture_full import capture_full
 from sandpoint.engine.made import layer_file, manifest_file
 from sandpoint.engine.place import opened_place
+from sandpoint.engine.roots import HOST
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.walk import UnreadableError
@@ -49,7 +51,9 @@ def _adopt(request: AdoptRequest, state: State, monitor: Monitor) -> Adopted:
         monitor.progress("extracting", 0)
         squashfs.extract(archive, tree, None, scratch=work, check=monitor.check)
         capture = CaptureRequest(dir=tree, staging=work)
-        with opened_place(state, tree) as place:
+        here = copy(state)
+        here.root = HOST  # it is unpacked next to the engine, wherever the directories of the sandbox are
+        with opened_place(here, tree) as place:
             made = capture_full(capture, place, state, work, monitor)
         assert made.layer is not None
         assert made.manifest is not None

@@ -31,6 +31,8 @@ _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_MOUNT_SETATTR = 442
 
+_M_ARENA_MAX = -8
+
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG = 0
@@ -579,3 +581,10 @@ def mount_id(fd: int) -> int:
             if line.startswith(b"mnt_id:"):
                 return int(line.split()[1])
     raise OSError(errno.ENOSYS, "the kernel does not tell the mount of a descriptor", f"/proc/self/fdinfo/{fd}")
+
+
+def limit_heaps(number: int) -> None:
+    """Let threads share so many heaps: glibc gives each its own, and takes back little of what one has held."""
+    mallopt = getattr(_libc, "mallopt", None)  # of glibc alone
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, number)

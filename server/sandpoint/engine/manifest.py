@@ -31,7 +31,7 @@ ACL_PREFIX = b"system.posix_acl_"
 
 Xattrs = dict[Annotated[bytes, Meta(min_length=1, max_length=255)], bytes]
 
-_NO_NAMES = frozenset((b"", b".", b".."))
+NO_NAMES = frozenset((b"", b".", b".."))
 
 _UNREADABLE = (msgspec.MsgspecError, zstandard.ZstdError, struct.error, ValueError, MemoryError)
 
@@ -325,7 +325,25 @@ def has_acl(xattrs: Mapping[bytes, bytes] | None) -> bool:
     return bool(xattrs) and any(name.startswith(ACL_PREFIX) for name in xattrs or ())
 
 
+def packed_entries(content: bytes) -> tuple[Header, list[msgspec.Raw]]:
+    """Read the header of a manifest file, and leave its entries packed.
+
+    Raises:
+        BackupIntegrityError: It is no manifest.
+    """
+    try:
+        header, entries = _unpack(content)
+        return header, msgspec.msgpack.decode(entries, type=list[msgspec.Raw])
+    except _UNREADABLE as error:
+        raise _damaged(error) from None
+
+
 def _decode(content: bytes) -> tuple[Header, list[Entry]]:
+    header, entries = _unpack(content)
+    return header, msgspec.msgpack.decode(entries, type=list[Entry])
+
+
+def _unpack(content: bytes) -> tuple[Header, memoryview]:
     size = zstandard.frame_content_size(content)
     if not 0 < size <= MAX_MANIFEST_BYTES:
         raise ValueError(f"its size is said to be {size} bytes")
@@ -335,8 +353,7 @@ def _decode(content: bytes) -> tuple[Header, list[Entry]]:
     start = len(MAGIC) + 4
     (length,) = struct.unpack(">I", unpacked[len(MAGIC) : start])
     header = msgspec.msgpack.decode(unpacked[start : start + length], type=Header)
-    entries = msgspec.msgpack.decode(unpacked[start + length :], type=list[Entry])
-    return header, entries
+    return header, unpacked[start + length :]
 
 
 def _index(entries: Iterable[bytes]) -> dict[bytes, list[bytes]]:
@@ -367,7 +384,7 @@ def _check_entries(manifest: Manifest) -> None:
         start = len(above) + 1 if above else 0
         for path in paths:
             # What lies above is an entry that is checked itself, so the name alone is left to check.
-            if path[start:] in _NO_NAMES or b"\0" in path:
+            if path[start:] in NO_NAMES or b"\0" in path:
                 raise _damaged_at(path, "is no plain relative path")
     for entry in entries.values():
         if entry.xattrs is not None and any(b"\0" in name for name in entry.xattrs):

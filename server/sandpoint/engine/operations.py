@@ -30,13 +30,16 @@ from sandpoint.models import (
     Changes,
     CompareRequest,
     ContentChanges,
+    FolderRequest,
     LastCapture,
+    Listing,
     LostOverlay,
     OverlayState,
     ReadRequest,
 )
 
 _POLL_S = 0.01
+_FAR = 10
 
 
 class Engine(Protocol):
@@ -89,6 +92,10 @@ class Engine(Protocol):
 
     def open_file(self, request: ReadRequest, monitor: Monitor) -> BinaryIO:
         """Open a file of a backup."""
+        ...
+
+    def list_folder(self, request: FolderRequest, monitor: Monitor) -> Listing:
+        """List a folder of a backup."""
         ...
 
     def restore(self, request: ApplyRequest, monitor: Monitor) -> Applied:
@@ -155,9 +162,10 @@ class LocalEngine:
         ticket = self.state.draw_ticket()
         try:
             joined()
-            while not ticket.is_next():
+            while before := ticket.before():
                 check()
-                time.sleep(_POLL_S)
+                # Who comes next looks often; a crowd that did would take the time of whoever works.
+                time.sleep(_POLL_S * min(before, _FAR))
             self._heal()
         except BaseException:
             ticket.give_back()
@@ -224,6 +232,10 @@ class LocalEngine:
     def open_file(self, request: ReadRequest, monitor: Monitor) -> BinaryIO:
         """Open a file of a backup; see `sandpoint.engine.reading.open_file`."""
         return reading.open_file(request, self.state, monitor)
+
+    def list_folder(self, request: FolderRequest, monitor: Monitor) -> Listing:
+        """List a folder of a backup; see `sandpoint.engine.reading.folder`."""
+        return reading.folder(request, self.state, monitor)
 
     def restore(self, request: ApplyRequest, monitor: Monitor) -> Applied:
         """Restore a directory; see `sandpoint.engine.restore.restore`."""

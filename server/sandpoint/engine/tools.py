@@ -33,6 +33,9 @@ ENVIRONMENT = {
 }
 """Nothing else is passed on: neither variables that bend a program's behaviour, nor secrets."""
 
+_PIECE = 1 << 16
+"""Bytes of a tool's input that are written at once: what a pipe takes."""
+
 _CHECK_EVERY_MS = 50
 _LOOK_EVERY = 10
 """Checks from one look at what a program waits for to the next."""
@@ -94,7 +97,7 @@ class Tool:
         cwd: str | None = None,
         ok: Sequence[int] = (0,),
         outlives_us: bool = False,
-        fed: bool = False,
+        fed: Check | None = None,
         name: str | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
@@ -105,7 +108,7 @@ class Tool:
             cwd: Where it runs; `/proc/self/fd/N` for an open directory.
             ok: Exit statuses that are no error.
             outlives_us: Whether it goes on in the background after it has ended.
-            fed: Whether its input is written by `feed`.
+            fed: Called while `feed`, which writes its input, waits for it to take more; None: it has no input.
             name: What messages call it, if not by the name of its program.
             pass_fds: Descriptors that it has too, by the same numbers.
 
@@ -125,19 +128,41 @@ class Tool:
                 [*guard, program, *argv[1:]],
                 cwd=cwd,
                 env=ENVIRONMENT,
-                stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if fed is None else subprocess.PIPE,
+                bufsize=0,
                 stdout=self._out,
                 stderr=self._err,
                 pass_fds=pass_fds,
                 process_group=0,  # a terminal's Ctrl-C is ours to handle
             )
             self._files = files.pop_all()
+        self._fed = fed
+        self._unwritten = bytearray()
+        if self._process.stdin is not None:
+            os.set_blocking(self._process.stdin.fileno(), False)
 
     def feed(self, content: bytes | memoryview) -> None:
-        """Write a piece of its input. One that has ended takes no more: `finish` says why it did."""
+        """Write a piece of its input, small ones together. One that has ended takes no more: `finish` says why it did.
+
+        Raises:
+            BaseException: Whatever the check raises.
+        """
+        self._unwritten += content
+        if len(self._unwritten) >= _PIECE:
+            self._write_input()
+
+    def _write_input(self) -> None:
         assert self._process.stdin is not None
+        assert self._fed is not None
+        content, self._unwritten = self._unwritten, bytearray()
+        pipe, rest = self._process.stdin.fileno(), memoryview(content)
         with suppress(BrokenPipeError):
-            self._process.stdin.write(content)
+            while rest:
+                try:
+                    rest = rest[os.write(pipe, rest) :]
+                except BlockingIOError:
+                    self._fed()
+                    _wait_for_room(pipe)
 
     def finish(self, check: Check) -> tuple[bytes, bytes]:
         """Wait for the end, and return what it wrote to stdout and stderr.
@@ -147,6 +172,8 @@ class Tool:
             BaseException: Whatever `check` raises; the program is killed first.
         """
         try:
+            if self._unwritten:
+                self._write_input()
             self._close_input()
             self._wait(check)
         except BaseException:
@@ -208,6 +235,12 @@ def run(
 def run_daemon(argv: Sequence[str], *, check: Check) -> None:
     """Run a program that puts itself into the background, until it has."""
     Tool(argv, outlives_us=True).finish(check)
+
+
+def _wait_for_room(pipe: int) -> None:
+    poller = select.poll()
+    poller.register(pipe, select.POLLOUT)
+    poller.poll(_CHECK_EVERY_MS)
 
 
 def _waits_for_pipe(pid: int) -> bool:

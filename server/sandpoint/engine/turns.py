@@ -39,7 +39,14 @@ class Ticket:
 
     def is_next(self) -> bool:
         """Whether nobody is before this ticket any more."""
-        return all(self._is_gone(number) for number in self._numbers() if number < self._number)
+        return not self.before()
+
+    def before(self) -> int:
+        """Return how many are before this ticket, dead ones perhaps among them, unless all are."""
+        lower = [number for number in self._numbers() if number < self._number]
+        while lower and self._is_gone(lower[0]):
+            del lower[0]
+        return len(lower)
 
     def _is_gone(self, number: int) -> bool:
         path = self._path_of(number)

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
 
 import msgspec
 
@@ -26,6 +27,7 @@ from sandpoint.engine.manifest import (
 
 KEPT_XATTRS = ("user.", "security.", "trusted.", "system.posix_acl_")
 _REPORT_EVERY = 2000
+_NUMBERS = 2**63 - 1
 _REACH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -51,11 +53,19 @@ class _Walk:
     link_counts: dict[tuple[int, int], int] = field(default_factory=dict)
     pending: list[bytes] = field(default_factory=list)
     proven: set[bytes] = field(default_factory=set)
+    device: int = field(init=False)
     left_out_of: frozenset[bytes] = field(init=False)
     """Directories of which the known tree does not say all that they hold."""
+    were_mounts: frozenset[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.left_out_of = frozenset(map(parent, self.known.header.excluded)) if self.known is not None else frozenset()
+        self.device = os.fstat(self.root).st_dev
+        if self.known is not None and self.known.header.device != self.device:
+            self.known = None  # the same inode numbers and times are those of other files
+        header = self.known.header if self.known is not None else Header(started_ns=0, stamps=False)
+        # What a mount hid may have come to light without a stamp that says so.
+        self.were_mounts = frozenset(header.mounts)
+        self.left_out_of = frozenset(map(parent, (*header.excluded, *header.mounts)))
 
     def run(self) -> None:
         """Walk from the root; a stack, so that depth is limited by path length only."""
@@ -121,24 +131,24 @@ class _Walk:
         except OSError:
             return
         prefix = len(path) + 1 if path else 0
-        settled_before = known.settled_before_ns
+        settled_before, entries, boundaries = known.settled_before_ns, known.entries, self.boundaries
         try:
             for child in children:
                 try:
                     status = os.stat(child[prefix:], dir_fd=fd, follow_symlinks=False)
                 except OSError:
                     continue
-                entry = known.entries[child]
-                if not everything and child not in self.boundaries and self.rules.excludes(child, is_dir=entry.is_dir):
+                entry = entries[child]
+                if not everything and child not in boundaries and self.rules.excludes(child, is_dir=entry.is_dir):
                     self.excluded.append(child)
                 elif (
                     status.st_nlink == 1
                     and _is_still(entry, status, settled_before)
-                    and not entry.is_dir
-                    and child not in self.boundaries
+                    and not stat.S_ISDIR(entry.mode)
+                    and child not in boundaries
                 ):
                     self.entries.append(entry)  # most files: no more to be done
-                elif child in self.boundaries:
+                elif child in boundaries:
                     self._boundary(child, status)
                 else:
                     with suppress(OSError):
@@ -165,7 +175,7 @@ class _Walk:
 
     def _known(self, path: bytes, status: os.stat_result) -> Entry | None:
         entry = self.known.entries.get(path) if self.known is not None else None
-        if self.known is None or entry is None or path in self.boundaries:
+        if self.known is None or entry is None or path in self.boundaries or path in self.were_mounts:
             return None
         return entry if _is_still(entry, status, self.known.settled_before_ns) else None
 
@@ -192,7 +202,7 @@ def _is_still(entry: Entry, status: os.stat_result, settled_before_ns: int) -> b
     """Whether an entry's stamp proves that it is as it was."""
     return (
         entry.ctime_ns == status.st_ctime_ns < settled_before_ns
-        and entry.ino == number_of(status)
+        and entry.ino == (status.st_ino ^ status.st_dev << 40) & _NUMBERS  # `number_of`, for each file of a tree
         and entry.mode == status.st_mode
         and entry.mtime_ns == status.st_mtime_ns
         and (entry.size == status.st_size or not entry.is_file)
@@ -201,7 +211,7 @@ def _is_still(entry: Entry, status: os.stat_result, settled_before_ns: int) -> b
 
 def number_of(status: os.stat_result) -> int:
     """Return a number that no other file of a tree has: each layer below an overlay numbers its own from 1 on."""
-    return (status.st_ino ^ status.st_dev << 40) & (2**63 - 1)
+    return (status.st_ino ^ status.st_dev << 40) & _NUMBERS
 
 
 def _entry(path: bytes, status: os.stat_result, *, target: bytes = b"", xattrs: Xattrs | None = None) -> Entry:
@@ -289,18 +299,40 @@ def walk_tree(
         UnreadableError: An entry may not be read.
         OSError: The filesystem failed.
     """
-    device = os.fstat(root).st_dev
-    if known is not None and known.header.device != device:
-        known = None  # the same inode numbers and times are those of other files
     walk = _Walk(root, rules, boundaries, known, counted, own_cwd)
     walk.run()
+    return _manifest(walk, started_ns, stamps=stamps)
+
+
+class Looking(TypedDict):
+    """How `walk_tree` looks at a directory of which there is a manifest."""
+
+    started_ns: int
+    stamps: bool
+    boundaries: frozenset[bytes]
+    known: Manifest
+    counted: Callable[[int], None]
+
+
+def walk_if_changed(root: int, rules: Rules, **how: Unpack[Looking]) -> Manifest | None:
+    """Walk a directory as `walk_tree`; return None where it holds the very entries of the known tree, and no others."""
+    known = how["known"]
+    walk = _Walk(root, rules, how["boundaries"], known, how["counted"], own_cwd=False)
+    walk.run()
+    # By their identity: entries are taken over as the same objects.
+    if {*map(id, walk.entries)} == {*map(id, known.entries.values())}:
+        return None
+    return _manifest(walk, how["started_ns"], stamps=how["stamps"])
+
+
+def _manifest(walk: _Walk, started_ns: int, *, stamps: bool) -> Manifest:
     header = Header(
         started_ns=started_ns,
         stamps=stamps,
         excluded=tuple(sorted(walk.excluded)),
         mounts=tuple(sorted(walk.mounts)),
         beyond_squashfs=beyond_squashfs(walk.entries, frozenset(walk.mounts)),
-        device=device,
+        device=walk.device,
         linked_outside=_linked_outside(walk),
         hardlinks=tuple(sorted(tuple(sorted(set(paths))) for paths in walk.links.values() if len(set(paths)) > 1)),
     )

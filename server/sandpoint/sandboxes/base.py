@@ -17,7 +17,9 @@ from sandpoint.models import (
     Changes,
     CompareRequest,
     ContentChanges,
+    FolderRequest,
     LastCapture,
+    Listing,
     LostOverlay,
     OverlayState,
     ReadRequest,
@@ -96,6 +98,10 @@ class Sandbox(Protocol):
 
     async def open_file(self, request: ReadRequest, report: Report) -> ByteReceiveStream:
         """Open a file of a backup; what the stream gives out was checked. It may be read after the turn."""
+        ...
+
+    async def list_folder(self, request: FolderRequest, report: Report) -> Listing:
+        """Return what a folder of a backup holds."""
         ...
 
     async def restore(self, request: ApplyRequest, report: Report) -> Applied:

@@ -32,7 +32,9 @@ from sandpoint.models import (
     CompareRequest,
     ContentChanges,
     FileRole,
+    FolderRequest,
     LastCapture,
+    Listing,
     LostOverlay,
     OverlayState,
     Progress,
@@ -204,6 +206,10 @@ class EngineSandbox:
     async def open_file(self, request: ReadRequest, report: Report) -> ByteReceiveStream:
         """Open a file of a backup; see `Engine.open_file`."""
         return _LayerFile(await self._watched(lambda engine, monitor: engine.open_file(request, monitor), report))
+
+    async def list_folder(self, request: FolderRequest, report: Report) -> Listing:
+        """List a folder of a backup; see `Engine.list_folder`."""
+        return await self._watched(lambda engine, monitor: engine.list_folder(request, monitor), report)
 
     async def restore(self, request: ApplyRequest, report: Report) -> Applied:
         """Restore a directory; see `Engine.restore`."""

@@ -23,7 +23,9 @@ from sandpoint.models import (
     Changes,
     CompareRequest,
     ContentChanges,
+    FolderRequest,
     LastCapture,
+    Listing,
     LostOverlay,
     OverlayState,
     ReadRequest,
@@ -116,6 +118,10 @@ class RemoteEngine:
         """See `Engine`; it can be read while the engine is there."""
         number = cast(int, self._watched("open_file", monitor, request=request))
         return cast(BinaryIO, io.BufferedReader(_RemoteFile(self._connection, number), wire.MAX_BLOCK))
+
+    def list_folder(self, request: FolderRequest, monitor: Monitor) -> Listing:
+        """See `Engine`."""
+        return cast(Listing, self._watched("list_folder", monitor, request=request))
 
     def restore(self, request: ApplyRequest, monitor: Monitor) -> Applied:
         """See `Engine`."""

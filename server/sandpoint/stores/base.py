@@ -160,6 +160,10 @@ class Store(Protocol):
         """
         ...
 
+    async def has(self, files: Collection[StoredLayer], *, ttl: float) -> bool:
+        """Whether files are there with their sizes, and stay for so many seconds as far as the store's rules say."""
+        ...
+
     async def longest_ttl(self) -> float | None:
         """Return for how many seconds the store's own rules leave a new backup whole; None for as long as it likes."""
         ...

@@ -48,6 +48,9 @@ from sandpoint.stores.base import (
     without_login,
 )
 from sandpoint.stores.metadata import MAX_METADATA_BYTES, parse_metadata
+from sandpoint.stores.remembered import Remembered
+
+_MOST_AT_ONCE = 100
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +83,7 @@ class LocalStore:
         self._incoming = os.path.join(path, "incoming")
         self._writing: dict[str, int] = {}
         self._hidden: set[str] = set()
+        self._remembered = Remembered()
 
     @property
     def local_path(self) -> str | None:
@@ -163,12 +167,22 @@ class LocalStore:
         if size != file.size:
             raise StoreUnavailableError(f"{key} has {size} bytes in the store where {file.size} were sent; try again")
 
+    async def has(self, files: Collection[StoredLayer], *, ttl: float) -> bool:
+        """Whether files are there with their sizes."""
+        return await anyio.to_thread.run_sync(lambda: all(self._size(stored) == stored.size for stored in files))
+
+    def _size(self, stored: StoredLayer) -> int:
+        try:
+            with self._available():
+                return os.stat(os.path.join(self._path, stored.key)).st_size
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return -1
+            raise
+
     def _check_there(self, backup_id: str, needs: Collection[StoredLayer]) -> None:
         for stored in needs:
-            try:
-                found = os.stat(os.path.join(self._path, stored.key)).st_size
-            except FileNotFoundError:
-                found = -1
+            found = self._size(stored)
             if found != stored.size:
                 self._finish(backup_id)
                 raise BackupIntegrityError(f"{stored.key} is {'missing' if found < 0 else 'truncated'} in the store")
@@ -277,10 +291,13 @@ class LocalStore:
         """Iterate over backups, newest first; only those asked for are read."""
         positions = await anyio.to_thread.run_sync(self._positions)
         wanted = [position for position in positions if after is None or position < after]
-        for start in range(0, len(wanted), about):
-            batch = wanted[start : start + about]
+        done = 0
+        while done < len(wanted):
+            batch = wanted[done : done + about]
             for metadata in await anyio.to_thread.run_sync(self._read_all, batch):
                 yield metadata
+            done += about
+            about = min(2 * about, max(about, _MOST_AT_ONCE))  # who asks for more than likely looks for few among many
 
     def _positions(self) -> list[Position]:
         positions = []
@@ -298,11 +315,15 @@ class LocalStore:
             ids = [name for name in os.listdir(self._backups) if id_in(name)]
         return ids
 
+    def _read_again(self, backup_id: str) -> BackupMetadata:
+        path = os.path.join(self._folder(backup_id), METADATA_NAME)
+        return self._remembered.read(path, lambda: self._read(backup_id))
+
     def _read_all(self, positions: list[Position]) -> list[BackupMetadata]:
         found = []
         for position in positions:
             try:
-                found.append(self._read(position.id))
+                found.append(self._read_again(position.id))
             except BackupNotFoundError:
                 continue  # being written, or hidden meanwhile
             except BackupIntegrityError as error:

@@ -118,6 +118,18 @@ class S3Store:
         self._check_unused(backup_id)
         return Upload(layer_key=key_of(backup_id, LAYER_NAME), manifest_key=key_of(backup_id, MANIFEST_NAME))
 
+    async def has(self, files: Collection[StoredLayer], *, ttl: float) -> bool:
+        """Whether files are there with their sizes, nobody is about to remove them, and the bucket's rules do not."""
+        return await anyio.to_thread.run_sync(self._has, files, ttl)
+
+    def _has(self, files: Collection[StoredLayer], ttl: float) -> bool:
+        try:
+            self._check_kept(files, ttl)
+            self._check_there(files)
+        except BackupIntegrityError:
+            return False
+        return True
+
     def _check_kept(self, needs: Collection[StoredLayer], ttl: float) -> None:
         days = self._kept.days()
         if days is None:

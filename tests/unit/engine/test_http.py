@@ -132,15 +132,9 @@ class Bucket:
         )
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
-
-
 @pytest.fixture
-def bucket(s3: S3Server) -> Bucket:
-    return Bucket(s3.client(), s3.make_bucket())
+def bucket(s3_server: S3Server) -> Bucket:
+    return Bucket(s3_server.client(), s3_server.make_bucket())
 
 
 @pytest.fixture
@@ -180,22 +174,22 @@ def test_what_is_sent_to_a_real_server_whole_comes_back(
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "SSL_CERT_FILE"])
 def test_over_tls_with_certificates_named_by_the_environment(
-    s3: S3Server, stored: Path, target: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+    s3_server: S3Server, stored: Path, target: Path, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(variable, str(s3.ca_file))
-    bucket = Bucket(s3.client(url=s3.https_url), s3.make_bucket())
+    monkeypatch.setenv(variable, str(s3_server.ca_file))
+    bucket = Bucket(s3_server.client(url=s3_server.https_url), s3_server.make_bucket())
     http.upload(str(stored), bucket.put(), never)
     http.download(bucket.get(), len(CONTENT), str(target), never)
     assert target.read_bytes() == CONTENT
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
-    s3: S3Server, stored: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    s3_server: S3Server, stored: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     monkeypatch.setenv("AWS_CA_BUNDLE", str(other))
-    bucket = Bucket(s3.client(url=s3.https_url), s3.make_bucket())
+    bucket = Bucket(s3_server.client(url=s3_server.https_url), s3_server.make_bucket())
     with pytest.raises(StoreUnavailableError, match=r"certificate cannot be trusted.*AWS_CA_BUNDLE"):
         http.upload(str(stored), bucket.put(), never)
 
@@ -208,12 +202,14 @@ def test_a_bundle_that_is_not_there_is_named(stored: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_real_servers_refusals_are_told_apart(s3: S3Server, bucket: Bucket, stored: Path, target: Path) -> None:
+def test_a_real_servers_refusals_are_told_apart(
+    s3_server: S3Server, bucket: Bucket, stored: Path, target: Path
+) -> None:
     with pytest.raises(BackupIntegrityError, match=f"{KEY} is missing"):
         http.download(bucket.get(), 1, str(target), never)
     with pytest.raises(StoreUnavailableError, match="bucket is not there"):
         http.upload(str(stored), Bucket(bucket.client, "no-such-bucket").put(), never)
-    forged = Bucket(s3.client(secret_key="another"), bucket.name)
+    forged = Bucket(s3_server.client(secret_key="another"), bucket.name)
     with pytest.raises(StoreUnavailableError, match="refuses the grant's signature"):
         http.upload(str(stored), forged.put(), never)
     http.upload(str(stored), bucket.put(), never)

@@ -622,7 +622,8 @@ def test_a_file_that_is_written_to_all_the_time_cannot_be_kept(place: Place) -> 
 
 
 def test_a_file_that_another_process_goes_on_writing_cannot_be_kept(place: Place) -> None:
-    path = write(place.tree / "busy", bytes(16 << 20))
+    # So large that the other process has its turns while it is copied, however busy the machine is.
+    path = write(place.tree / "busy", bytes(128 << 20))
     script = f"""
 import os
 fd = os.open({str(path)!r}, os.O_RDWR)

@@ -16,7 +16,7 @@ from helpers.engine import Stopped, opened, walk
 from sandpoint.engine import walk as walking
 from sandpoint.engine.ignore import Rules
 from sandpoint.engine.manifest import Manifest
-from sandpoint.engine.walk import entry_of, moved_since, number_of, walk_tree
+from sandpoint.engine.walk import Looking, entry_of, moved_since, number_of, walk_if_changed, walk_tree
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make these")
 
@@ -363,3 +363,62 @@ def test_a_hard_link_that_vanishes_while_it_is_read_is_passed_over(
     found = walk(tmp_path)
     assert list(found.entries) == [b"", b"kept"]
     assert found.entries[b"kept"].hardlink == b""
+
+
+# -- where nothing has changed --
+
+
+def looking(known: Manifest) -> Looking:
+    return Looking(
+        started_ns=time.time_ns(), stamps=True, boundaries=frozenset(), known=known, counted=lambda _count: None
+    )
+
+
+def test_a_tree_of_which_nothing_has_changed_is_none(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "f").touch()
+    (tmp_path / "d" / "hard").hardlink_to(tmp_path / "d" / "f")
+    known = walk(tmp_path, started_ns=settled(), stamps=True)
+    with opened(tmp_path) as fd:
+        assert walk_if_changed(fd, Rules(), **looking(known)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: (tree / "new").touch(),
+        lambda tree: (tree / "d" / "f").unlink(),
+        lambda tree: (tree / "d" / "f").write_text("x"),
+        lambda tree: (tree / "d" / "f").chmod(0o600),
+        lambda tree: (tree / "e").rmdir(),
+        lambda tree: os.utime(tree, (1, 1)),
+    ],
+    ids=["added", "removed", "written", "mode", "empty folder", "root"],
+)
+def test_any_change_gives_the_whole_tree(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "e").mkdir()
+    (tmp_path / "d" / "f").touch()
+    known = walk(tmp_path, started_ns=settled(), stamps=True)
+    change(tmp_path)
+    with opened(tmp_path) as fd:
+        found = walk_if_changed(fd, Rules(), **looking(known))
+    assert found is not None
+    assert found.entries == walk(tmp_path).entries
+
+
+def test_a_tree_is_not_known_by_stamps_that_prove_nothing(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    for known in (walk(tmp_path, started_ns=time.time_ns(), stamps=True), walk(tmp_path, stamps=False)):
+        with opened(tmp_path) as fd:
+            assert walk_if_changed(fd, Rules(), **looking(known)) is not None
+
+
+def test_rules_that_changed_are_a_change(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    (tmp_path / "g").touch()
+    known = walk(tmp_path, started_ns=settled(), stamps=True)
+    with opened(tmp_path) as fd:
+        found = walk_if_changed(fd, Rules(["f"]), **looking(known))
+    assert found is not None
+    assert list(found.entries) == [b"", b"g"]

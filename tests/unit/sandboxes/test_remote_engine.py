@@ -1,5 +1,6 @@
 """An engine in a process of its own, on a folder of this machine."""
 
+import json
 import os
 import signal
 import sys
@@ -11,10 +12,11 @@ import anyio
 import pytest
 
 from helpers.engine import Stopped, look, without_inodes
+from helpers.foreign import ID, archive_of, metadata_of
 from helpers.remote import ProgramStream, configure, engine_process
 from sandpoint.engine import wire
-from sandpoint.errors import BackupIntegrityError, InvalidBackupConfigError, SandboxUnavailableError
-from sandpoint.models import Progress
+from sandpoint.errors import BackupIntegrityError, InvalidBackupConfigError, NoSuchPathError, SandboxUnavailableError
+from sandpoint.models import Changes, Progress
 from sandpoint.sandboxes import connection
 from sandpoint.sandboxes.connection import Connection
 from sandpoint.sandboxes.engine_sandbox import EngineSandbox
@@ -99,6 +101,30 @@ async def test_a_store_that_is_damaged_is_found_by_the_engine(
     with pytest.raises(BackupIntegrityError):
         await backups.restore(backup.id, undo=False)
     assert not (place / "workspace/a/f").exists()
+
+
+async def test_what_another_program_backed_up_is_listed_and_restored_by_the_engine(
+    remote: tuple[RemoteEngine, ProgramStream], place: Path, tmp_path: Path
+) -> None:
+    archive = archive_of(place / "workspace")
+    folder = tmp_path / "store" / "backups" / ID
+    folder.mkdir(parents=True)
+    (folder / "data.sqsh").write_bytes(archive)
+    (folder / "meta.json").write_text(json.dumps(metadata_of(archive, dir="/workspace")))
+    backups = service(remote[0], tmp_path)
+    root = await backups.tree(ID)
+    assert [(entry.exact_name, entry.kind) for entry in root.entries] == [
+        (b"a", "directory"),
+        (b"l", "symlink"),
+        (b"n\xff\n", "file"),
+    ]
+    assert root.entries[1].target == "a/f"
+    assert (await backups.tree(ID, "a/f")).itself.size_bytes == 3 << 20
+    assert (await backups.tree(ID, os.fsdecode(b"n\xff\n"))).itself.exact_name == b"n\xff\n"
+    with pytest.raises(NoSuchPathError, match="a/g is not in the backup"):
+        await backups.tree(ID, "a/g")
+    (place / "workspace/a/f").write_bytes(b"changed")
+    assert (await backups.restore(ID)).changes == Changes(modified=("a/f",))
 
 
 async def test_errors_of_the_engine_arrive_with_their_code(

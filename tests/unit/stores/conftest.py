@@ -1,11 +1,9 @@
 """Every kind of store, as one fixture: a new kind joins the suite by a line here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
-import botocore.loaders
-import botocore.session
 import pytest
 
 from helpers.s3 import S3Server
@@ -22,21 +20,6 @@ KINDS = ("local", "s3", "s3-https-prefix")
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_loader() -> Iterator[None]:
-    """Let all clients share what takes most of the time that each takes to make: its description, a large JSON file."""
-    loader = botocore.loaders.create_loader()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(botocore.session, "create_loader", lambda _path: loader)
-        yield
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
 
 
 @pytest.fixture

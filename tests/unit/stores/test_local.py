@@ -248,6 +248,7 @@ DAMAGE = [
     {"id": id_at(7)},
     {"createdAt": "2026-01-01T00:00:00"},
     {"createdAt": "9999-12-31T00:00:00Z"},
+    {"dir": "/" + "d" * 4096},
     {"expiresAt": 5e99},
     {"ttl": 10**400},
     {"layers": []},
@@ -256,7 +257,7 @@ DAMAGE = [
 ]
 
 
-@pytest.mark.parametrize("change", DAMAGE, ids=repr)
+@pytest.mark.parametrize("change", DAMAGE, ids=lambda change: repr(change)[:40])
 async def test_damaged_metadata_is_said_and_passed_over_in_lists(
     local: LocalStore, tmp_path: Path, change: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

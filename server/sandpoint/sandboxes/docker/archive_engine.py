@@ -26,7 +26,9 @@ from sandpoint.models import (
     Changes,
     CompareRequest,
     ContentChanges,
+    FolderRequest,
     LastCapture,
+    Listing,
     LostOverlay,
     OverlayState,
     ReadRequest,
@@ -137,6 +139,10 @@ class ArchiveEngine:
     def open_file(self, request: ReadRequest, monitor: Monitor) -> BinaryIO:
         """See `Engine`."""
         return self._local.open_file(request, monitor)
+
+    def list_folder(self, request: FolderRequest, monitor: Monitor) -> Listing:
+        """List a folder of a backup: the container has no part in it."""
+        return self._local.list_folder(request, monitor)
 
     def auto_mode(self, dir: str) -> Literal["overlay", "copy"]:
         """Return `copy`."""

@@ -115,6 +115,7 @@ class HelperImage:
         from docker.errors import DockerException
 
         said = []
+        has_failed = False
         try:
             lines: Iterator[dict[str, Any]] = client.api.build(
                 fileobj=io.BytesIO(context()),
@@ -126,12 +127,13 @@ class HelperImage:
                 forcerm=True,
                 decode=True,
             )
-            for line in lines:
+            for line in lines:  # to the end: what is left unread keeps its connection open
                 said.append(str(line.get("stream") or line.get("error") or ""))
-                if "error" in line:
-                    raise WayClosedError(self._failed("".join(said)))
+                has_failed = has_failed or "error" in line
         except DockerException as error:
             raise WayClosedError(self._failed(str(error))) from error
+        if has_failed:
+            raise WayClosedError(self._failed("".join(said)))
 
     def _failed(self, why: str) -> str:
         return (
