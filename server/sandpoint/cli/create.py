@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sandpoint.cli.failures import Failure, describe, show_failure
 from sandpoint.cli.options import Common, Json, Sandbox, Store
 from sandpoint.cli.run import run
 from sandpoint.cli.terminal import count, duration, local_time, printable, say, say_fields, size, some, warn
+from sandpoint.errors import SandpointError
 
 if TYPE_CHECKING:
-    from sandpoint.models import Backup
+    from sandpoint.models import Backup, Report
+    from sandpoint.service import BackupService
 
 
 def create(
@@ -39,19 +42,35 @@ def create(
         bool,
         typer.Option("--freeze", help="Pause the container for a moment, so that the backup is of one instant."),
     ] = False,
+    if_changed: Annotated[
+        bool,
+        typer.Option("--if-changed", help="Make no other backup where nothing has changed since the last one."),
+    ] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep",
+            metavar="N",
+            min=1,
+            help="Then delete all but the newest N backups of this directory that have the --name.",
+        ),
+    ] = None,
     store: Store = None,
     sandbox: Sandbox = None,
     as_json: Json = False,
 ) -> int:
     """Back up a directory."""
+    if keep is not None and name is None:
+        raise typer.BadParameter("only backups of one name are deleted; give --name too", param_hint="--keep")
     common = Common(store, sandbox, as_json)
     values = parse_metadata(metadata or ())
     # Where no ttl is given, the service's own default holds.
     lifetime = {} if ttl is None else {"ttl": ttl}
     began = time.monotonic()
-    return run(
-        common,
-        lambda service, report: service.create(
+    problems: list[Failure] = []
+
+    async def work(service: "BackupService", report: "Report") -> "Backup":
+        backup = await service.create(
             directory,
             name=name,
             description=description,
@@ -60,11 +79,26 @@ def create(
             metadata=values,
             full=full,
             freeze=freeze,
+            if_changed=if_changed,
             report=report,
             **lifetime,
-        ),
-        lambda backup: show_created(backup, common, time.monotonic() - began),
-    )
+        )
+        if keep is not None and name is not None and not backup.unchanged:
+            try:
+                await service.trim(backup.dir, name=name, keep=keep)
+            except SandpointError as error:  # the backup is made, and to be told of all the same
+                problems.append(describe(error))
+        return backup
+
+    def show(backup: "Backup") -> None:
+        show_created(backup, common, time.monotonic() - began)
+
+    def problem(_: "Backup") -> Failure | None:
+        if problems and not as_json:
+            show_failure(problems[0], as_json=False)
+        return problems[0] if problems else None
+
+    return run(common, work, show, problem=problem)
 
 
 def parse_metadata(pairs: list[str] | tuple[str, ...]) -> dict[str, str]:
@@ -101,7 +135,10 @@ def _pause(backup: "Backup") -> list[tuple[str, str]]:
 
 def show_created(backup: "Backup", common: Common, seconds: float) -> None:
     """Say what was backed up, for how long it is kept, and the way back."""
-    say(f"Backed up {printable(backup.dir)} in {duration(seconds)}.")
+    if backup.unchanged:
+        say(f"Nothing has changed in {printable(backup.dir)} since its last backup: no other was made.")
+    else:
+        say(f"Backed up {printable(backup.dir)} in {duration(seconds)}.")
     name = [("name", printable(backup.name))] if backup.name else []
     say_fields(
         [

@@ -2,11 +2,12 @@
 
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TextIO
+
+from sandpoint.printable import printable as printable
 
 Colour = Literal["green", "yellow", "red", "cyan"]
 
@@ -14,21 +15,6 @@ WIDE = 120
 """Columns of a terminal from which tables have all their columns."""
 
 _CODES: dict[Colour, int] = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """Return text in which nothing can move the cursor, hide or reorder what is printed.
-
-    Control, format and unassigned characters become backslash escapes; with `lines`, newlines and tabs stay.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        character
-        if character.isprintable() or unicodedata.category(character) == "Zs" or (lines and character in "\n\t")
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def shell_word(text: str) -> str:
@@ -39,6 +25,14 @@ def shell_word(text: str) -> str:
         return quote(text)
     plain = bytes(range(0x20, 0x7F)).translate(None, b"'\\\\")
     return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(text)) + "'"
+
+
+def working_directory() -> str:
+    """Return the working directory, which may be deleted: that may be just what is to be undone."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.path.realpath(os.environ.get("PWD", "/"))
 
 
 def say(text: str, *, error: bool = False) -> None:

@@ -20,7 +20,7 @@ Answer = Callable[..., FakeService]
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()] == list(COMMANDS)
+    assert [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()] == [*COMMANDS, "hook"]
     assert "..." not in out.split("Commands:\n")[1], "each says its whole first sentence"
 
 
@@ -30,7 +30,21 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert out.startswith(f"Usage: sandpoint {command}")
     shared = {"--store", "--sandbox", "--json"}
-    assert {option for option in shared if option in out} == (set() if command == "serve" else shared)
+    expected = {"serve": set(), "ui": {"--store", "--sandbox"}}.get(command, shared)
+    assert {option for option in shared if option in out} == expected
+
+
+def test_the_group_of_hooks_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hook", "--help"]) == 0
+    out = capsys.readouterr().out
+    commands = out.split("Commands:\n")[1]
+    assert [line.split()[0] for line in commands.splitlines()] == ["install", "claude-code", "generic"]
+    assert "..." not in commands, "each says its whole first sentence"
+    for command in ("install", "claude-code", "generic"):
+        assert main(["hook", command, "-h"]) == 0
+        assert f"Usage: sandpoint hook {command}" in capsys.readouterr().out
+    assert main(["hook"]) == 2
+    assert "Commands:" in capsys.readouterr().err
 
 
 def test_no_command_shows_the_help_as_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+import json
 import re
 from collections.abc import Callable
 
@@ -7,7 +8,8 @@ from helpers.cli import ID, OTHER_ID, FakeService, make_backup
 from sandpoint.cli import main
 from sandpoint.cli.create import parse_metadata
 from sandpoint.cli.terminal import local_time
-from sandpoint.models import DEFAULT_TTL
+from sandpoint.errors import StoreUnavailableError
+from sandpoint.models import DEFAULT_TTL, TrimResult
 
 Answer = Callable[..., FakeService]
 
@@ -16,7 +18,7 @@ def test_every_option_reaches_the_service(answer: Answer) -> None:
     service = answer(create=make_backup())
     arguments = (
         "create /work --name n --description d --ttl 90.5 --use-gitignore --exclude *.log "
-        "--exclude !keep.log --metadata k=v --metadata url=a=b --full --freeze"
+        "--exclude !keep.log --metadata k=v --metadata url=a=b --full --freeze --if-changed"
     )
     assert main(arguments.split()) == 0
     assert service.calls == [
@@ -26,12 +28,13 @@ def test_every_option_reaches_the_service(answer: Answer) -> None:
                 "dir": "/work",
                 "name": "n",
                 "description": "d",
-                "ttl": 90.5,
                 "use_gitignore": True,
                 "excludes": ["*.log", "!keep.log"],
                 "metadata": {"k": "v", "url": "a=b"},
                 "full": True,
                 "freeze": True,
+                "if_changed": True,
+                "ttl": 90.5,
             },
         )
     ]
@@ -100,6 +103,40 @@ def test_what_is_not_whole_is_a_warning(answer: Answer, capsys: pytest.CaptureFi
         "warning: 2 paths changed while being read and may not be whole: log, db",
         "warning: not in the backup is what 1 mount inside the directory holds: data",
     ]
+
+
+def test_where_nothing_has_changed_it_says_so_and_deletes_nothing(
+    answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = answer(create=make_backup(unchanged=True))
+    assert main(["create", "/work/project", "--if-changed", "--keep", "3", "--name", "n"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Nothing has changed in /work/project since its last backup: no other was made.\n")
+    assert f"sandpoint restore {ID}" in out
+    assert [operation for operation, _ in service.calls] == ["create"]
+
+
+def test_the_newest_of_a_name_are_kept(answer: Answer) -> None:
+    service = answer(create=make_backup(name="n"), trim=TrimResult(removed=(OTHER_ID,), freed_bytes=1))
+    assert main(["create", "/work/project", "--name", "n", "--keep", "3"]) == 0
+    assert service.calls[1] == ("trim", {"dir": "/work/project", "name": "n", "keep": 3})
+
+
+def test_a_backup_that_is_made_is_told_of_although_others_cannot_be_deleted(
+    answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(create=make_backup(name="n"), trim=StoreUnavailableError("it is gone"))
+    assert main(["create", "/work/project", "--name", "n", "--keep", "3"]) == 10
+    out, err = capsys.readouterr()
+    assert ID in out
+    assert "it is gone [STORE_UNAVAILABLE]" in err
+    assert main(["create", "/work/project", "--name", "n", "--keep", "3", "--json"]) == 10
+    assert json.loads(capsys.readouterr().out)["id"] == ID
+
+
+def test_only_backups_of_a_name_are_deleted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["create", "/work/project", "--keep", "3"]) == 2
+    assert "--name" in capsys.readouterr().err
 
 
 def test_metadata_values_may_be_empty_or_hold_equals_signs() -> None:
