@@ -3,25 +3,17 @@
 import logging
 import os
 import signal
-import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from functools import partial
-from pathlib import Path
-from typing import Self
+from collections.abc import Callable
 
 import anyio
 
-from sandpoint.errors import InvalidBackupConfigError, SandpointError
-from sandpoint.mcp_server.schedule import prune_regularly
+from sandpoint.errors import SandpointError
+from sandpoint.mcp_server.logs import log_calls, set_up_logging
+from sandpoint.mcp_server.opening import open_services, start_upkeep, try_out, who_confirms
 from sandpoint.mcp_server.server import build_lazy_server
-from sandpoint.mcp_server.tools import Where
-from sandpoint.sandboxes import AllowedSandboxes
-from sandpoint.service import BackupService, open_service
-from sandpoint.services import Services
-from sandpoint.settings import LOCAL, Settings
-from sandpoint.stores import Store
+from sandpoint.mcp_server.telemetry import exporting
+from sandpoint.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +31,17 @@ def serve(settings: Settings | SandpointError) -> None:
 
     Where the settings say so (`prune_every`, `keep`), the store is pruned meanwhile.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    services: Services | _Unusable
-    if isinstance(settings, Settings):
-        services, where = Services(settings, opener=_open_confined), _where(settings)
-    else:
-        services, where = _Unusable(settings), Where()
-    server = build_lazy_server(services, where=where)
+    set_up_logging(settings, style="plain", level="warning")
+    services, where = open_services(settings)
+    server = build_lazy_server(services, where=where, confirm=who_confirms(settings, os.environ))
+    server.middleware.append(log_calls)
 
     async def run() -> None:
         end_input = _relay_stdin()
-        async with services, anyio.create_task_group() as tasks:
-            await _try(services)
+        async with exporting(), services, anyio.create_task_group() as tasks:
+            await try_out(services)
             tasks.start_soon(_end_on_signal, end_input)
-            if isinstance(settings, Settings) and settings.prune_every is not None:
-                tasks.start_soon(partial(prune_regularly, services, settings.keep, every_s=settings.prune_every * 3600))
+            start_upkeep(tasks, settings, services)
             await server.run_stdio_async()
             tasks.cancel_scope.cancel()
 
@@ -61,67 +49,6 @@ def serve(settings: Settings | SandpointError) -> None:
         anyio.run(run)
     except* BrokenPipeError:
         logger.warning("the client closed its end before the last answer")
-
-
-async def _try(services: "Services | _Unusable") -> None:
-    try:
-        async with services.use_store():
-            pass
-    except SandpointError as error:
-        logger.warning("%s: %s", error.code, error)
-    except Exception:
-        logger.exception("the store and the sandbox could not be opened")
-
-
-def _where(settings: Settings) -> Where:
-    allowed_dirs = settings.allowed_dirs
-    if settings.sandboxes is None:
-        with suppress(SandpointError):  # told at every call
-            allowed_dirs = _confined(settings).allowed_dirs
-    return Where(allowed_dirs, settings.sandbox, settings.sandboxes)
-
-
-def _open_confined(
-    settings: Settings, *, allowed: AllowedSandboxes | None = None, store: Store | None = None
-) -> BackupService:
-    return open_service(_confined(settings), allowed=allowed, store=store)
-
-
-def _confined(settings: Settings) -> Settings:
-    """Return settings of a sandbox whose directories are limited: on this machine to some, if only by default."""
-    if settings.allowed_dirs is not None or settings.sandbox != LOCAL:
-        return settings
-    try:
-        return settings.model_copy(update={"allowed_dirs": (str(Path.cwd().resolve()),)})
-    except OSError as error:
-        raise InvalidBackupConfigError(
-            f"the server's working directory cannot be found ({error.strerror}), and SANDPOINT_ALLOWED_DIRS "
-            "is not set; set it to the directories that may be backed up, separated by ':'"
-        ) from error
-
-
-class _Unusable:
-    """Services of settings that could not be read: the error that said so is what every use gives."""
-
-    def __init__(self, error: SandpointError) -> None:
-        self._error = error
-
-    def check(self, name: str | None) -> str:
-        raise self._error.with_traceback(None)
-
-    @asynccontextmanager
-    async def use(self, name: str | None = None) -> AsyncIterator[BackupService]:
-        self.check(name)
-        yield  # type: ignore[misc]  # what is before it makes this a generator only
-
-    def use_store(self) -> AbstractAsyncContextManager[BackupService]:
-        return self.use()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        """There is nothing to close."""
 
 
 async def _end_on_signal(end_input: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from helpers.mcp import FakeService
 from sandpoint.errors import InvalidBackupConfigError, StoreUnavailableError
-from sandpoint.mcp_server import serve, stdio
+from sandpoint.mcp_server import opening, serve
 from sandpoint.models import KeepRules
 from sandpoint.settings import Settings
 
@@ -41,13 +41,13 @@ class Service(FakeService):
         finally:
             Path("cleaned").touch()
 
-def open_service(settings, *, allowed, store):
+def open_service(settings, *, allowed, store, kind):
     Path("allowed").write_text(":".join(settings.allowed_dirs))
     if not Path("store").exists():
         raise StoreUnavailableError("cannot open the store; create it")
     return Service(hang=Path("hang").exists())
 
-stdio.open_service = open_service
+opening.open_service = open_service
 """
 
 INITIALIZE = {
@@ -203,7 +203,7 @@ def test_a_store_that_cannot_be_opened_is_told_by_each_call_until_it_can(start: 
 
     (tmp_path / "store").touch()
     server.call("list_backups")
-    assert server.answer()["result"]["structuredContent"] == {"backups": []}
+    assert server.answer()["result"]["structuredContent"] == {"count": 0, "backups": []}
 
     server.process.terminate()
     status, _, stderr = server.end()
@@ -231,7 +231,7 @@ def test_a_server_prunes_at_an_interval_beside_the_calls(start: Start, tmp_path:
     wanted = "prune {'keep_last': 5, 'keep_daily': None, 'keep_names': ('r*',)}"
     assert set(wait_for_prunes(tmp_path, 3)) == {wanted}
     server.call("list_backups")
-    assert server.answer()["result"]["structuredContent"] == {"backups": []}
+    assert server.answer()["result"]["structuredContent"] == {"count": 0, "backups": []}
     server.process.terminate()
     assert server.end()[0] == 0
 
