@@ -15,20 +15,27 @@ from sandpoint.cli.delete import delete
 from sandpoint.cli.diff import diff
 from sandpoint.cli.doctor import doctor
 from sandpoint.cli.failures import Failure, describe, show_failure
+from sandpoint.cli.hook import add_runs
+from sandpoint.cli.hook_install import install_hook
 from sandpoint.cli.lifecycle import lifecycle
 from sandpoint.cli.list import list_backups
+from sandpoint.cli.ls import ls
 from sandpoint.cli.prune import prune
 from sandpoint.cli.restore import restore
 from sandpoint.cli.serve import serve
 from sandpoint.cli.terminal import say
+from sandpoint.cli.ui import ui
+from sandpoint.cli.undo import undo
 from sandpoint.cli.unmount import unmount
 from sandpoint.cli.verify import verify
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "create": create,
     "restore": restore,
+    "undo": undo,
     "list": list_backups,
     "diff": diff,
+    "ls": ls,
     "cat": cat,
     "verify": verify,
     "delete": delete,
@@ -36,6 +43,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "lifecycle": lifecycle,
     "unmount": unmount,
     "doctor": doctor,
+    "ui": ui,
     "serve": serve,
 }
 """In the order of the help. Each returns its exit status."""
@@ -91,6 +99,15 @@ def _app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_sandpoint)
     for name, command in COMMANDS.items():
         app.command(name)(command)
+    app.add_typer(_hook_app(), name="hook")
+    return app
+
+
+def _hook_app() -> typer.Typer:
+    app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    app.callback(invoke_without_command=True)(_hook)
+    app.command("install")(install_hook)
+    add_runs(app)
     return app
 
 
@@ -108,6 +125,14 @@ def _sandpoint(
 
         say(f"sandpoint {version_of('sandpoint')}")
         raise typer.Exit(0)
+    if context.invoked_subcommand is None:
+        say(context.get_help(), error=True)
+        return 2
+    return 0
+
+
+def _hook(context: typer.Context) -> int:
+    """Automatic backups for coding agents."""
     if context.invoked_subcommand is None:
         say(context.get_help(), error=True)
         return 2
