@@ -2,16 +2,17 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 from mcp import StdioServerParameters
 from mcp_types import CallToolResult, TextContent
 
+from sandpoint.errors import PlanChangedError
 from sandpoint.models import (
     Backup,
     BackupPage,
@@ -53,6 +54,11 @@ class FakeService(BackupService):
     """Remembers what it was asked; raises its `error`; with `hang`, works until it is cancelled."""
 
     changes: Changes = field(default_factory=lambda: Changes(added=("new.txt",)))
+    backup: Backup = field(default_factory=make_backup)
+    get_error: Exception | None = None
+    missing_dirs: Sequence[str] = ()
+    restore_mode: Literal["overlay", "copy"] = "copy"
+    unmounted: bool = False
     error: Exception | None = None
     hang: bool = False
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -87,6 +93,7 @@ class FakeService(BackupService):
         metadata: Mapping[str, str] | None = None,
         full: bool = False,
         freeze: bool = False,
+        if_changed: bool = False,
         report: Report | None = None,
     ) -> Backup:
         await self._asked(
@@ -101,6 +108,7 @@ class FakeService(BackupService):
             metadata=metadata,
             full=full,
             freeze=freeze,
+            **({"if_changed": True} if if_changed else {}),
         )
         return make_backup(dir=dir, name=name)
 
@@ -113,6 +121,7 @@ class FakeService(BackupService):
         paths: Iterable[str] = (),
         dry_run: bool = False,
         undo: bool = True,
+        expected: str | None = None,
         report: Report | None = None,
     ) -> RestoreResult:
         await self._asked(
@@ -125,7 +134,19 @@ class FakeService(BackupService):
             dry_run=dry_run,
             undo=undo,
         )
-        return RestoreResult(success=True, id=backup_id, dir="/work/app", mode="copy", changes=self.changes, undo_id=ID)
+        if expected not in {None, self.changes.fingerprint()}:
+            raise PlanChangedError("something else wrote to it")
+        undo_id = None if dry_run else ID
+        return RestoreResult(
+            success=True,
+            id=backup_id,
+            dir=dir or "/work/app",
+            mode=self.restore_mode,
+            dry_run=dry_run,
+            changes=self.changes,
+            unmounted=self.unmounted,
+            undo_id=undo_id,
+        )
 
     async def fork(
         self,
@@ -136,6 +157,7 @@ class FakeService(BackupService):
         paths: Iterable[str] = (),
         dry_run: bool = False,
         undo: bool = True,
+        expected: Mapping[str, str] | None = None,
         report: Report | None = None,
     ) -> ForkResult:
         wanted = [*dirs]
@@ -145,6 +167,15 @@ class FakeService(BackupService):
             for dir in wanted
         )
         return ForkResult(success=True, id=backup_id, restores=restores)
+
+    async def get(self, backup_id: str) -> Backup:
+        await self._asked("get", backup_id=backup_id)
+        if self.get_error is not None:
+            raise self.get_error
+        return self.backup
+
+    async def exists(self, dir: str) -> bool:
+        return dir not in self.missing_dirs
 
     async def list(
         self,

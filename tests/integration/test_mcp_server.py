@@ -2,20 +2,17 @@
 
 import os
 import shutil
-import signal
-import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import anyio
-import psutil
 import pytest
 from mcp import Client
-from mcp.shared.exceptions import MCPError
 
-from helpers.mcp import code, sandpoint_server, text
+from helpers.mcp import sandpoint_server, text
+from helpers.mcp_runs import call, damage, failure, listing, make_project, put_tool, stored_files
 from sandpoint.mcp_server import build_server
 from sandpoint.service import open_service
 from sandpoint.settings import Settings
@@ -40,15 +37,7 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    project = tmp_path / "allowed" / "project"
-    (project / "src" / "empty").mkdir(parents=True)
-    (project / "src" / "app.py").write_text("print('hello')\n")
-    (project / "run.sh").write_text("#!/bin/sh\n")
-    (project / "run.sh").chmod(0o750)
-    (project / "link").symlink_to("src/app.py")
-    os.link(project / "run.sh", project / "same.sh")
-    (project / "données.txt").write_bytes(bytes(range(256)) * 40)
-    return project
+    return make_project(tmp_path / "allowed" / "project")
 
 
 @pytest.fixture
@@ -62,57 +51,6 @@ def connect(tmp_path: Path, project: Path, mode: Mode) -> Connect:
             yield client
 
     return connected
-
-
-def listing(tree: Path) -> dict[str, tuple[object, ...]]:
-    """Return every entry below a directory, read without any of the code under test."""
-    entries: dict[str, tuple[object, ...]] = {}
-    for path in sorted(tree.rglob("*")):
-        status = path.lstat()
-        content: object = None
-        if stat.S_ISREG(status.st_mode):
-            content = path.read_bytes()
-        elif stat.S_ISLNK(status.st_mode):
-            content = path.readlink()
-        links = 0 if stat.S_ISDIR(status.st_mode) else status.st_nlink
-        entries[str(path.relative_to(tree))] = (
-            status.st_mode,
-            status.st_uid,
-            status.st_mtime_ns,
-            links,
-            content,
-        )
-    return entries
-
-
-def stored_files(tmp_path: Path) -> list[Path]:
-    """Return the files of all backups, whole or begun; the store's lock file stays, and is empty."""
-    return [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != "lock"]
-
-
-async def call(client: Client, tool: str, **arguments: object) -> dict[str, Any]:
-    result = await client.call_tool(tool, arguments)
-    assert not result.is_error, text(result)
-    assert result.structured_content is not None
-    return dict(result.structured_content)
-
-
-async def failure(client: Client, tool: str, **arguments: object) -> str:
-    """Return the code of a call that must fail, having checked that text and `_meta` say the same."""
-    result = await client.call_tool(tool, arguments)
-    assert result.is_error, text(result)
-    assert result.structured_content is None
-    written, _, message = text(result).partition(": ")
-    assert code(result) == written
-    assert len(message) > 20
-    return written
-
-
-def damage(project: Path) -> None:
-    shutil.rmtree(project / "src")
-    (project / "run.sh").write_text("rm -rf /\n")
-    (project / "junk").mkdir()
-    (project / "junk" / "new.txt").write_text("new")
 
 
 async def the_way_there_and_back(client: Client, project: Path) -> None:
@@ -413,13 +351,6 @@ def tools(tmp_path: Path) -> Path:
     return folder
 
 
-def put_tool(folder: Path, name: str, script: str) -> str:
-    """Put a program into the folder and return a PATH that finds it first."""
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
-    return f"{folder}:{os.environ['PATH']}"
-
-
 async def test_a_missing_mksquashfs_is_told(connect: Connect, project: Path, tools: Path, tmp_path: Path) -> None:
     async with connect(PATH=str(tools)) as client:
         result = await client.call_tool("create_backup", {"dir": str(project)})
@@ -451,7 +382,7 @@ async def test_a_failing_mksquashfs_is_told(connect: Connect, project: Path, too
 
 async def test_a_store_that_cannot_be_used_is_told_by_each_tool(connect: Connect, project: Path) -> None:
     async with connect(SANDPOINT_STORE="ftp://nowhere") as client:
-        assert len((await client.list_tools()).tools) == 7
+        assert len((await client.list_tools()).tools) == 8
         assert await failure(client, "create_backup", dir=str(project)) in {
             "INVALID_BACKUP_CONFIG",
             "STORE_UNAVAILABLE",
@@ -486,86 +417,3 @@ async def test_progress_arrives_and_rises(connect: Connect, project: Path) -> No
         assert values
         assert values == sorted(set(values))
         assert all(message for _, message in told)
-
-
-# A create that is held up in mksquashfs, and what must be left of it.
-
-
-@pytest.fixture
-def held_up(tools: Path) -> Iterator[tuple[str, Path]]:
-    """Return a PATH on which mksquashfs writes something and hangs, and the file that says it has begun."""
-    begun = tools / "begun"
-    script = f'echo part > "$2"; echo $$ > {begun}; exec sleep 300'
-    yield put_tool(tools, "mksquashfs", script), begun
-    if begun.exists():
-        pid = int(begun.read_text())
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 - what it waits for is another process
-            await anyio.sleep(0.02)
-
-
-def server_process() -> psutil.Process:
-    (process,) = [child for child in psutil.Process().children() if "serve" in child.cmdline()]
-    return process
-
-
-def assert_nothing_left(tmp_path: Path) -> None:
-    assert stored_files(tmp_path) == []
-    archives = [path for path in (tmp_path / "state").rglob("*") if path.is_file() and path.stat().st_size > 4096]
-    assert archives == []
-
-
-async def test_a_cancelled_create_leaves_nothing(
-    connect: Connect, project: Path, tmp_path: Path, held_up: tuple[str, Path]
-) -> None:
-    path, begun = held_up
-    async with connect(PATH=path) as client:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(client.call_tool, "create_backup", {"dir": str(project)})
-            await until(begun.exists)
-            tasks.cancel_scope.cancel()
-        await until(lambda: stored_files(tmp_path) == [])
-        assert (await call(client, "list_backups"))["backups"] == []
-    assert_nothing_left(tmp_path)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-async def test_a_signal_in_the_middle_of_a_create_leaves_no_backup(
-    connect: Connect, project: Path, tmp_path: Path, held_up: tuple[str, Path], number: signal.Signals
-) -> None:
-    path, begun = held_up
-    async with connect(PATH=path) as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(call_until_the_end, client, project)
-        await until(begun.exists)
-        process = server_process()
-        process.send_signal(number)
-        await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-    if number is not signal.SIGKILL:
-        assert_nothing_left(tmp_path)
-    async with connect() as client:
-        assert (await call(client, "list_backups"))["backups"] == []
-        made = await call(client, "create_backup", dir=str(project))
-        assert (await call(client, "verify_backup", backup_id=made["id"]))["ok"] is True
-
-
-async def test_a_client_that_leaves_in_the_middle_of_a_create_leaves_no_backup(
-    connect: Connect, project: Path, tmp_path: Path, held_up: tuple[str, Path]
-) -> None:
-    path, begun = held_up
-    async with anyio.create_task_group() as tasks:
-        async with connect(PATH=path) as client:
-            tasks.start_soon(call_until_the_end, client, project)
-            await until(begun.exists)
-            process = server_process()
-        tasks.cancel_scope.cancel()
-    assert not process.is_running()
-    assert_nothing_left(tmp_path)
-
-
-async def call_until_the_end(client: Client, project: Path) -> None:
-    with pytest.raises(MCPError, match="Connection closed"):
-        await client.call_tool("create_backup", {"dir": str(project)})

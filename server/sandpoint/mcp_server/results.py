@@ -17,6 +17,7 @@ from pydantic import (
     model_serializer,
 )
 
+from sandpoint.mcp_server.paging import Page, first_of, page_of
 from sandpoint.models import (
     Backup,
     BackupPage,
@@ -30,11 +31,11 @@ from sandpoint.models import (
     VerifyResult,
 )
 
-MAX_PATHS = 50
-"""How many paths of each kind a result names."""
-
 MAX_PATCH = 16_384
 """How many characters of patches a result has."""
+
+MAX_LISTED_TEXT = 300
+"""How many characters of a name, a description, and of all metadata, each backup of a list has."""
 
 Seconds = Annotated[datetime, PlainSerializer(lambda time: f"{time:%Y-%m-%dT%H:%M:%SZ}", return_type=str)]
 """A time in UTC, told to the second."""
@@ -43,7 +44,7 @@ Seconds = Annotated[datetime, PlainSerializer(lambda time: f"{time:%Y-%m-%dT%H:%
 class Result(BaseModel):
     """The base of all results: what is None or empty is left out."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     @model_serializer(mode="wrap")
     def _without_empties(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -52,11 +53,12 @@ class Result(BaseModel):
 
 def _bounded(**lists: Sequence[str]) -> dict[str, Any]:
     """Return the first of each list, and as `more` how many that leaves out."""
-    more = sum(max(0, len(paths) - MAX_PATHS) for paths in lists.values())
-    return {name: list(paths[:MAX_PATHS]) for name, paths in lists.items()} | {"more": more or None}
+    first = {name: list(first_of(paths)) for name, paths in lists.items()}
+    more = sum(len(paths) for paths in lists.values()) - sum(map(len, first.values()))
+    return first | {"more": more or None}
 
 
-More = Annotated[int | None, Field(description="Paths that the lists leave out.")]
+More = Annotated[int | None, Field(description="Paths that the lists here leave out.")]
 
 
 class BackupSummary(Result):
@@ -67,6 +69,7 @@ class BackupSummary(Result):
     name: str | None = None
     description: str | None = None
     metadata: dict[str, str] | None = None
+    cut: Annotated[bool | None, Field(description="True where long texts are not told whole.")] = None
     kind: Kind
     parent_id: str | None = None
     sandbox_id: Annotated[str | None, Field(description="Told where a list has backups of several.")] = None
@@ -83,14 +86,15 @@ class BackupSummary(Result):
     more: More = None
 
     @classmethod
-    def of(cls, backup: Backup, *, with_sandbox: bool = False) -> "BackupSummary":
-        """Cut a backup to its summary."""
+    def of(cls, backup: Backup, *, with_sandbox: bool = False, listed: bool = False) -> "BackupSummary":
+        """Cut a backup to its summary; where it is one of many, also its texts."""
+        texts = {name: getattr(backup, name) for name in ("name", "description", "metadata")}
+        shown = _cut_texts(backup) if listed else texts
         return cls(
             id=backup.id,
             dir=backup.dir,
-            name=backup.name,
-            description=backup.description,
-            metadata=backup.metadata,
+            **shown,
+            cut=shown != texts or None,
             kind=backup.kind,
             parent_id=backup.parent_id,
             sandbox_id=backup.sandbox_id if with_sandbox else None,
@@ -104,13 +108,27 @@ class BackupSummary(Result):
         )
 
 
-class BackupList(Result):
-    """Backups, newest first."""
+def _cut_texts(backup: Backup) -> dict[str, Any]:
+    metadata, room = {}, MAX_LISTED_TEXT
+    for key, value in backup.metadata.items():
+        room -= len(key) + len(value)
+        if room >= 0:
+            metadata[key] = value
+    return {
+        "name": backup.name and backup.name[:MAX_LISTED_TEXT],
+        "description": backup.description and backup.description[:MAX_LISTED_TEXT],
+        "metadata": metadata,
+    }
 
+
+class BackupList(Result):
+    """A page of backups, newest first."""
+
+    count: Annotated[int, Field(description="Backups on this page; all, where next_cursor is absent.")]
     backups: list[BackupSummary]
-    next_cursor: Annotated[str | None, Field(description="Pass as cursor for the next page; absent on the last.")] = (
-        None
-    )
+    next_cursor: Annotated[
+        str | None, Field(description="There are more: pass it as cursor, with the same arguments.")
+    ] = None
 
     @model_serializer(mode="wrap")
     def _always_a_list(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -121,12 +139,12 @@ class BackupList(Result):
     def of(cls, page: BackupPage) -> "BackupList":
         """Cut a page to its summaries."""
         several = len({backup.sandbox_id for backup in page.backups}) > 1
-        backups = [BackupSummary.of(backup, with_sandbox=several) for backup in page.backups]
-        return cls(backups=backups, next_cursor=page.next_cursor)
+        backups = [BackupSummary.of(backup, with_sandbox=several, listed=True) for backup in page.backups]
+        return cls(count=len(backups), backups=backups, next_cursor=page.next_cursor)
 
 
 class PathChanges(Result):
-    """How many paths differ, and which: at most 50 of each kind."""
+    """How many paths differ, and the first of each kind."""
 
     added_count: int
     modified_count: int
@@ -148,30 +166,50 @@ class PathChanges(Result):
 
 
 class Difference(PathChanges):
-    """How many paths differ, which, and with content how."""
+    """How many paths differ in all, which ones of this page, and with content how. Paths are sorted."""
 
-    patch: Annotated[str | None, Field(description="Unified, from the earlier state to the later one.")] = None
+    more: Annotated[int | None, Field(description="Paths on later pages.")] = None
+    next_cursor: Annotated[
+        str | None, Field(description="There are more: pass it as cursor, with the same arguments.")
+    ] = None
+    changed_between_pages: Annotated[
+        bool | None,
+        Field(description="The tree changed since the page before: counts are new; paths go on after the last."),
+    ] = None
+    patch: Annotated[str | None, Field(description="Of this page's paths, from the earlier state to the later.")] = None
     not_in_patch: Annotated[
         dict[str, list[str]],
         Field(
-            description="Paths by reason: binary; large (file above 1 MiB); limit (the patch would be too long: call "
-            "again with these in paths); cut (in part); unreadable; or which attributes alone differ."
+            description="This page's paths by reason: binary; large (file above 1 MiB); limit (the patch would be too "
+            "long: call again with these in paths); cut (in part); unreadable; or which attributes alone differ."
         ),
     ] = {}
 
     @classmethod
-    def with_contents(cls, changes: ContentChanges) -> Self:
-        """Add the patches, as many as a result has room for."""
-        patch, reasons = _bounded_patch(changes.files)
-        listed = _bounded(added=changes.added, modified=changes.modified, removed=changes.removed, **reasons)
+    def of(cls, changes: Changes, *, cursor: str | None = None, question: Sequence[object] = ()) -> Self:
+        """Count all, and name a page of them.
+
+        Raises:
+            InvalidBackupConfigError: The cursor is none, or of another question.
+        """
+        page = page_of(changes, cursor, question=question)
+        patch, reasons = _patch_of(changes, page) if isinstance(changes, ContentChanges) else ("", {})
         return cls(
             added_count=len(changes.added),
             modified_count=len(changes.modified),
             removed_count=len(changes.removed),
+            **{kind: list(paths) for kind, paths in page.paths.items()},
+            more=page.remaining or None,
+            next_cursor=page.next_cursor,
+            changed_between_pages=page.has_changed or None,
             patch=patch or None,
-            not_in_patch={reason: listed.pop(reason) for reason in reasons},
-            **listed,
+            not_in_patch=reasons,
         )
+
+
+def _patch_of(changes: ContentChanges, page: Page) -> tuple[str, dict[str, list[str]]]:
+    named = {path for paths in page.paths.values() for path in paths}
+    return _bounded_patch([file for file in changes.files if file.path in named])
 
 
 def _bounded_patch(files: Sequence[FileDiff]) -> tuple[str, dict[str, list[str]]]:

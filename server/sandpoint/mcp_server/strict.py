@@ -9,10 +9,11 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import wraps
 from types import new_class
-from typing import Any
+from typing import Any, get_args
 
 from mcp.server.mcpserver.tools import Tool
-from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
+from mcp.server.mcpserver.utilities.context_injection import find_context_parameter
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata, func_metadata
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -59,7 +60,9 @@ class StrictMetadata(FuncMetadata):
         return self.arg_model.model_validate(arguments_to_validate).model_dump_one_level()
 
     def convert_result(self, result: object) -> CallToolResult | InputRequiredResult:
-        """Return the result as the protocol carries it."""
+        """Return the result as the protocol carries it; a question to the user is one already."""
+        if isinstance(result, InputRequiredResult):
+            return result
         if not isinstance(result, Result):
             raise TypeError(f"a tool returned {type(result).__name__}, not a Result")
         structured = result.model_dump(mode="json")
@@ -67,14 +70,17 @@ class StrictMetadata(FuncMetadata):
         return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=structured)
 
 
-def _without(function: Callable[..., Awaitable[Result]], names: Collection[str]) -> Callable[..., Awaitable[Result]]:
+ToolFunction = Callable[..., Awaitable[Result | InputRequiredResult]]
+
+
+def _without(function: ToolFunction, names: Collection[str]) -> ToolFunction:
     signature = inspect.signature(function, eval_str=True)
     kept = [parameter for name, parameter in signature.parameters.items() if name not in names]
     if len(kept) == len(signature.parameters):
         return function
 
     @wraps(function)
-    async def call(**arguments: Any) -> Result:
+    async def call(**arguments: Any) -> Result | InputRequiredResult:
         return await function(**arguments)
 
     vars(call)["__signature__"] = signature.replace(parameters=kept)
@@ -82,7 +88,7 @@ def _without(function: Callable[..., Awaitable[Result]], names: Collection[str])
 
 
 def strict_tool(
-    function: Callable[..., Awaitable[Result]],
+    function: ToolFunction,
     *,
     title: str,
     annotations: ToolAnnotations,
@@ -95,17 +101,37 @@ def strict_tool(
     only known when the server starts. Arguments named by `without` are left out, as if the function had none such.
     """
     function = _without(function, without)
-    description = " ".join((function.__doc__ or "").split())
-    tool = Tool.from_function(function, title=title, description=description, annotations=annotations)
+    context = find_context_parameter(function)
+    # By the SDK's own way a schema of the arguments and one of the result would be made that nobody is shown.
+    checked = func_metadata(function, skip_names=[] if context is None else [context], structured_output=False)
     arguments: type[ArgModelBase] = new_class(
-        f"{tool.name}_arguments",
-        (tool.fn_metadata.arg_model,),
+        f"{function.__name__}_arguments",
+        (checked.arg_model,),
         exec_body=lambda body: body.update(model_config=ConfigDict(extra="forbid", strict=True)),
     )
     parameters = compact_schema(arguments)
     for name, note in notes.items():
         if argument := parameters["properties"].get(name):
             argument["description"] = f"{argument['description']} {note}"
-    result = tool.fn_metadata.output_model
-    metadata = StrictMetadata(arg_model=arguments, output_model=result, output_schema=compact_schema(result))
-    return tool.model_copy(update={"parameters": parameters, "fn_metadata": metadata})
+    result = _result_of(function)
+    return Tool(
+        fn=function,
+        name=function.__name__,
+        title=title,
+        description=" ".join((function.__doc__ or "").split()),
+        parameters=parameters,
+        fn_metadata=StrictMetadata(arg_model=arguments, output_model=result, output_schema=compact_schema(result)),
+        is_async=True,
+        context_kwarg=context,
+        annotations=annotations,
+    )
+
+
+def _result_of(function: ToolFunction) -> type[Result]:
+    """Return what a tool's function returns, where that is no question to the user."""
+    returned = inspect.signature(function, eval_str=True).return_annotation
+    results: list[type] = [*(get_args(returned) or (returned,))]
+    for each in results:
+        if issubclass(each, Result):
+            return each
+    raise TypeError(f"{function.__name__} returns {returned}, not a Result")

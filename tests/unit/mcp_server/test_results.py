@@ -1,9 +1,10 @@
 from typing import Any
 
 from helpers.mcp import ID, make_backup
+from sandpoint.mcp_server.paging import MAX_PATHS
 from sandpoint.mcp_server.results import (
+    MAX_LISTED_TEXT,
     MAX_PATCH,
-    MAX_PATHS,
     BackupList,
     BackupSummary,
     Difference,
@@ -46,6 +47,25 @@ def test_a_page_says_where_the_next_begins() -> None:
     assert [backup["id"] for backup in told["backups"]] == [ID]
 
 
+def test_long_texts_are_cut_where_many_backups_are_listed_and_that_is_said() -> None:
+    long = make_backup(description="d" * 4096, metadata={"first": "1", "long": "v" * 1024, "last": "2"})
+    short = make_backup(description="d", metadata={"k": "v"})
+    told = BackupList.of(BackupPage(backups=(long, short))).model_dump(mode="json")
+    assert told["count"] == 2
+    assert told["backups"][0]["description"] == "d" * MAX_LISTED_TEXT
+    assert told["backups"][0]["metadata"] == {"first": "1"}
+    assert told["backups"][0]["cut"] is True
+    assert told["backups"][1].keys() & {"cut", "metadata"} == {"metadata"}
+    assert BackupSummary.of(long).metadata == long.metadata
+
+
+def test_a_list_is_bounded_whatever_a_store_says_of_its_backups() -> None:
+    hostile = make_backup(name="n" * 1_000_000, metadata={"k" * 1_000_000: "v"})
+    (told,) = BackupList.of(BackupPage(backups=(hostile,))).model_dump(mode="json")["backups"]
+    assert len(str(told)) < 1_000
+    assert told["cut"] is True
+
+
 def test_backups_of_several_sandboxes_are_told_apart() -> None:
     backups = (make_backup(sandbox_id="local:1"), make_backup(sandbox_id="local:2"))
     told = BackupList.of(BackupPage(backups=backups)).model_dump(mode="json")
@@ -67,6 +87,10 @@ def test_changes_are_counted_and_the_first_of_each_kind_named() -> None:
     }
 
 
+def contents(*files: FileDiff) -> ContentChanges:
+    return ContentChanges(modified=tuple(file.path for file in files), files=files)
+
+
 def changed(path: str, patch: str = "", **fields: Any) -> FileDiff:
     return FileDiff(path=path, change="modified", old=None, new=None, patch=patch, **fields)
 
@@ -82,8 +106,7 @@ def test_patches_are_joined_and_what_they_do_not_say_is_named_by_reason() -> Non
         changed("g", omitted="large"),
         changed("h"),
     )
-    changes = ContentChanges(modified=tuple(file.path for file in files), files=files)
-    assert Difference.with_contents(changes).model_dump(mode="json") == {
+    assert Difference.of(contents(*files)).model_dump(mode="json") == {
         "added_count": 0,
         "modified_count": 8,
         "removed_count": 0,
@@ -100,28 +123,20 @@ def test_a_patch_too_long_is_left_out_and_those_after_it_are_not() -> None:
         changed("c", "diff c\n"),
         changed("d", omitted="limit"),
     )
-    told = Difference.with_contents(ContentChanges(files=files)).model_dump(mode="json")
+    told = Difference.of(contents(*files)).model_dump(mode="json")
     assert (told["patch"], told["not_in_patch"]) == ("diff a\ndiff c\n", {"limit": ["b", "d"]})
 
 
 def test_where_no_patch_has_room_the_first_is_shown_in_part() -> None:
     line = "+ a line\n"
     long = line * (MAX_PATCH // len(line) + 1)
-    told = Difference.with_contents(ContentChanges(files=(changed("a", long), changed("b", long)))).model_dump()
+    told = Difference.of(contents(changed("a", long), changed("b", long))).model_dump()
     assert told["patch"] == line * (MAX_PATCH // len(line))
     assert told["not_in_patch"] == {"cut": ["a"], "limit": ["b"]}
 
 
-def test_the_paths_without_a_patch_are_bounded_too() -> None:
-    files = tuple(changed(f"{number:03}", omitted="binary") for number in range(MAX_PATHS + 3))
-    told = Difference.with_contents(ContentChanges(files=files)).model_dump(mode="json")
-    assert told["not_in_patch"] == {"binary": [file.path for file in files[:MAX_PATHS]]}
-    assert told["more"] == 3
-    assert "patch" not in told
-
-
 def test_no_difference_has_nothing_but_counts() -> None:
-    told = Difference.with_contents(ContentChanges()).model_dump(mode="json")
+    told = Difference.of(ContentChanges()).model_dump(mode="json")
     assert told == {"added_count": 0, "modified_count": 0, "removed_count": 0}
 
 

@@ -9,8 +9,10 @@ from mcp import Client
 from helpers.mcp import ID, FakeService, code, text
 from sandpoint.errors import ERRORS, InvalidBackupConfigError, SandpointError
 from sandpoint.mcp_server import build_server
+from sandpoint.mcp_server.failures import MAX_ERROR
 from sandpoint.mcp_server.server import build_lazy_server
-from sandpoint.mcp_server.tools import Where
+from sandpoint.mcp_server.where import Where
+from sandpoint.models import Changes
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +40,7 @@ HINTS = {
     "delete_backup": (False, True, True),
     "diff_backup": (True, False, True),
     "verify_backup": (True, False, True),
+    "show_backups": (True, False, True),
 }
 
 
@@ -300,7 +303,71 @@ async def test_an_unknown_tool_is_an_error(service: FakeService, connect: Connec
     async with connect(service) as client:
         result = await client.call_tool("prune", {})
     assert result.is_error
-    assert "prune" in text(result)
+    assert code(result) == "INVALID_BACKUP_CONFIG"
+    assert text(result).startswith("INVALID_BACKUP_CONFIG: there is no tool 'prune'; nothing was done. There are: ")
+    assert "create_backup" in text(result)
+
+
+HUGE = "x" * 2_000_000
+HOSTILE_ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a huge unknown name": ("create_backup", {"dir": "/work", HUGE: 1}),
+    "a name with a newline": ("create_backup", {"dir": "/work", "a\nBACKUP_NOT_FOUND: b\x1b[2J": 1}),
+    "many unknown names": ("create_backup", {"dir": "/work"} | {f"n{number}": 1 for number in range(5000)}),
+    "a huge text for a number": ("list_backups", {"limit": HUGE}),
+    "a huge number": ("list_backups", {"limit": 10**4000}),
+    "a huge time": ("create_backup", {"dir": "/work", "ttl": 10**400}),
+    "nested lists": ("restore_backup", {"backup_id": ID, "paths": [[["a"]]]}),
+    "lists of nothing": ("restore_backup", {"backup_id": ID, "paths": [None] * 5000}),
+    "an object for a text": ("create_backup", {"dir": {"path": "/work"}}),
+    "deep JSON": ("restore_backup", {"backup_id": ID, "paths": "[" * 100_000}),
+    "null for what must be": ("create_backup", {"dir": None}),
+    "a huge mode": ("restore_backup", {"backup_id": ID, "mode": HUGE}),
+    "a huge cursor": ("diff_backup", {"backup_id": ID, "cursor": HUGE}),
+    "a cursor of another kind": ("diff_backup", {"backup_id": ID, "cursor": 7}),
+    "too many directories": ("fork_backup", {"backup_id": ID, "dirs": ["x" * 10_000] * 101}),
+    "a huge tool": (HUGE, {}),
+}
+
+
+@pytest.mark.parametrize(("tool", "arguments"), HOSTILE_ARGUMENTS.values(), ids=HOSTILE_ARGUMENTS)
+async def test_whatever_is_sent_the_answer_is_a_short_coded_error(
+    service: FakeService, connect: Connect, tool: str, arguments: dict[str, Any]
+) -> None:
+    async with connect(service) as client:
+        result = await client.call_tool(tool, arguments)
+        assert result.is_error
+        assert text(result).startswith("INVALID_BACKUP_CONFIG: ")
+        assert code(result) == "INVALID_BACKUP_CONFIG"
+        assert len(text(result)) <= MAX_ERROR
+        assert text(result).isprintable()
+        assert not (await client.call_tool("list_backups", {})).is_error
+
+
+async def test_an_error_that_quotes_a_tree_moves_no_cursor(service: FakeService, connect: Connect) -> None:
+    service.error = ERRORS["BACKUP_CREATE_FAILED"]("cannot read 'a\x1b[2Jb\u202ec'" + "x" * 10_000 + "; close the file")
+    async with connect(service) as client:
+        result = await client.call_tool("create_backup", {"dir": "/work"})
+    assert text(result).startswith(r"BACKUP_CREATE_FAILED: cannot read 'a\x1b[2Jb\u202ec'")
+    assert text(result).endswith("; close the file")
+    assert len(text(result)) <= MAX_ERROR
+
+
+async def test_a_difference_is_read_page_by_page(service: FakeService, connect: Connect) -> None:
+    service.changes = Changes(added=tuple(f"{number:03}" for number in range(120)))
+    arguments: dict[str, Any] = {"backup_id": ID}
+    found: list[str] = []
+    async with connect(service) as client:
+        for left in (70, 20, None):
+            told = (await client.call_tool("diff_backup", arguments)).structured_content
+            assert told is not None
+            assert (told["added_count"], told.get("more")) == (120, left)
+            found += told["added"]
+            if left:
+                arguments["cursor"] = told["next_cursor"]
+        assert "next_cursor" not in told
+        other = await client.call_tool("diff_backup", arguments | {"content": True})
+    assert found == list(service.changes.added)
+    assert code(other) == "INVALID_BACKUP_CONFIG"
 
 
 async def test_a_result_is_compact_and_the_same_twice(service: FakeService, connect: Connect) -> None:
@@ -313,7 +380,7 @@ async def test_a_result_is_compact_and_the_same_twice(service: FakeService, conn
 async def test_an_empty_list_is_a_list(service: FakeService, connect: Connect) -> None:
     async with connect(service) as client:
         result = await client.call_tool("list_backups", {})
-    assert result.structured_content == {"backups": []}
+    assert result.structured_content == {"count": 0, "backups": []}
 
 
 async def test_what_does_not_verify_is_a_result(service: FakeService, connect: Connect) -> None:
@@ -331,13 +398,14 @@ async def test_progress_reaches_a_client_that_asks(service: FakeService, connect
 
     async def listen(progress: float, total: float | None, message: str | None) -> None:
         heard.append(message)
-        told.set()
+        if progress == total:
+            told.set()
 
     async with connect(service) as client:
         await client.call_tool("create_backup", {"dir": "/work"}, progress_callback=listen)
         with anyio.fail_after(5):
             await told.wait()
-    assert heard == ["reading: 25%"]
+    assert heard == ["reading: 12%", "done: 100%"]
 
 
 async def test_cancelling_the_request_cancels_the_service(service: FakeService, connect: Connect) -> None:
@@ -408,3 +476,7 @@ async def test_a_tool_works_in_the_sandbox_that_it_is_told(service: FakeService)
         assert services.used[3:] == ["docker:a", "docker:b"]
         refused = await client.call_tool("create_backup", {"dir": "/w", "sandbox": "docker:c"})
         assert code(refused) == "INVALID_BACKUP_CONFIG"
+        many = [f"/w/{number}" for number in range(51)]
+        arguments = {"backup_id": ID, "dirs": many, "sandboxes": ["docker:a", "docker:b"]}
+        refused = await client.call_tool("fork_backup", arguments)
+        assert text(refused).startswith("INVALID_BACKUP_CONFIG: sandboxes: 102 directories in all, and at most 100")
