@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from benchmarks import bucket, containers, peers, report, rows, subject
 from benchmarks.bucket import BucketBench
 from benchmarks.containers import DockerBench
+from benchmarks.mcp_server import McpBench
 from benchmarks.plugin import PluginBench
 from benchmarks.rounds import MORE_ROUNDS, REST_S, Contender, Samples, merge, take_turns
 from benchmarks.subject import Subject
@@ -67,6 +69,9 @@ def run(options: argparse.Namespace) -> report.Report:
         if options.only in {"docker", None}:
             samples |= DockerBench(os.path.join(space.path, "docker"), runner, options).measure()
             versions |= containers.versions()
+        if options.only in {"mcp", None}:
+            samples |= McpBench(os.path.join(space.path, "mcp"), runner, options).measure()
+            versions |= {"mcp": version("mcp")}
         if options.only in {"plugin", None}:
             plugin = PluginBench(os.path.join(space.path, "plugin"), sizes, rounds=options.rounds, rest=options.rest)
             samples |= plugin.measure()
@@ -187,6 +192,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layer-mib", type=int, default=512, help="of the layer sent and fetched (%(default)s)")
     parser.add_argument("--plugin-files", type=int, default=12_000, help="of the plugin's tree (%(default)s)")
     parser.add_argument("--tests", type=int, default=1_000, help="empty ones, in a run of pytest (%(default)s)")
+    parser.add_argument("--load-seconds", type=float, default=60, help="of the load over HTTP (%(default)s)")
     parser.add_argument("--only", choices=get_args(rows.Part), help="measure one part alone")
     parser.add_argument("--without-peers", action="store_true", help="leave out restic, borg, git and cp")
     parser.add_argument("--dir", help="work in this directory instead of on a fresh filesystem")

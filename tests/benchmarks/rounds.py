@@ -84,13 +84,15 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def command(argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None) -> bytes:
+def command(
+    argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None, input: bytes = b""
+) -> bytes:
     """Run a program and return its output; a failure says what the program said."""
     done = subprocess.run(
         argv,
         env={**os.environ, **(env or {})},
         cwd=cwd,
-        stdin=subprocess.DEVNULL,
+        input=input,
         capture_output=True,
         check=False,
     )

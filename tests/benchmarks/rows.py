@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 from benchmarks.rounds import median
 
 Unit = Literal["s", "bytes", "requests"]
-Part = Literal["service", "bucket", "docker", "plugin"]
+Part = Literal["service", "bucket", "docker", "mcp", "plugin"]
 Held = Literal["figure", "ratio", "difference"]
 """What a limit is on: the figure itself, or how it compares with that of another row."""
 
@@ -90,12 +90,15 @@ _SERIES = "{sizes.series:,} backups, 20 files changed between each"
 _REST = "listing, start-up, memory"
 _BUCKET = "store in a bucket, on a real S3 server beside it"
 _DOCKER = "in a container without capabilities, {sizes.files:,} files"
+_MCP = "MCP server, and the hook on {sizes.files:,} files"
 _PLUGIN = "pytest plugin, tests that write 10 files"
 _UNUSED = "pytest plugin, installed and unused"
-_PARTS: Mapping[str, Part] = {_BUCKET: "bucket", _DOCKER: "docker", _PLUGIN: "plugin", _UNUSED: "plugin"}
+_PARTS: Mapping[str, Part] = {_BUCKET: "bucket", _DOCKER: "docker", _MCP: "mcp", _PLUGIN: "plugin", _UNUSED: "plugin"}
 _MEMORY_LIMIT = 250e6
 _LARGE_MEMORY_LIMIT = 600e6
 CONTAINERS = 20
+CLIENTS = 50
+"""Of one server over HTTP at once."""
 FEW = 1_500
 CHAIN = 16
 """Layers of the longest chain that is measured."""
@@ -211,6 +214,16 @@ ROWS = (
     Row("docker_fork", f"fork into {CONTAINERS} containers not entered before, overlay", _DOCKER, at_most=2.0),
     Row("docker_fork_disk", "disk that these take", _DOCKER, at_most=CONTAINERS * 100e3, unit="bytes"),
     Row("memory_docker_fork", "peak memory of the fork", _DOCKER, at_most=_MEMORY_LIMIT, unit="bytes"),
+    Row("mcp_start", "sandpoint serve until tools/list answers", _MCP, at_most=0.8),
+    Row("memory_mcp_start", "peak memory until then", _MCP, at_most=90e6, unit="bytes"),
+    Row("mcp_service", "list of a few backups by the service", _MCP),
+    Row("mcp_call", "the same as a tool call on stdio", _MCP, "mcp_service", at_most=0.005, limit_on="difference"),
+    Row("hook_unchanged", "hook of Claude Code, nothing changed, whole process", _MCP, at_most=0.8),
+    Row("http_slowest_list", f"{CLIENTS} clients over HTTP, list and create mixed: slowest list", _MCP, at_most=1.0),
+    Row("http_lists", "lists answered meanwhile, none with an error", _MCP, unit="requests"),
+    Row("http_creates", "backups made meanwhile, one after another", _MCP, unit="requests"),
+    Row("memory_http_before", "memory of the server, warm", _MCP, unit="bytes"),
+    Row("memory_http", "the same after the load", _MCP, "memory_http_before", at_most=1.2, unit="bytes"),
     Row("copytree", f"copytree + rmtree, {_TREE}", _PLUGIN, "rollback_overlay", at_least=1000),
     Row("rollback_overlay", f"**rollback** by overlay, {_TREE}", _PLUGIN, at_most=0.0005),
     Row("rollback_overlay_larger", f"**rollback** by overlay, {_LARGER}", _PLUGIN, at_most=0.0005),

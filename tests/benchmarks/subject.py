@@ -79,6 +79,10 @@ class Subject:
         assert self.backup is not None
         return self.backup.id
 
+    def count(self) -> int:
+        """Return how many backups the store has."""
+        return len([*self.backups.glob("*/meta.json")])
+
     def can_overlay(self) -> bool:
         return self.do(self.service.capabilities()).overlay is not None
 

@@ -20,7 +20,7 @@ PLUGIN_ARGUMENTS = ("--rounds", "1", "--rest", "0", "--plugin-files", "200", "--
 BUCKET_ARGUMENTS = ("--bucket-backups", "300", "--layer-mib", "20")
 ARGUMENTS = (
     *(*PLUGIN_ARGUMENTS, *BUCKET_ARGUMENTS),
-    *("--files", "1000", "--backups", "300", "--series", "20", "--without-peers"),
+    *("--files", "300", "--backups", "300", "--series", "10", "--load-seconds", "3", "--without-peers"),
 )
 SIZES = Sizes(files=10, backups=10, series=10, plugin_files=10, tests=10, bucket_backups=10, layer_mib=1)
 
