@@ -529,7 +529,7 @@ def multiply(place: Place, times: int) -> None:
         made = newest - timedelta(seconds=7 * number)
         stamp = int(made.timestamp() * 1000) << 80
         twin = str(UUID(int=stamp | 0x7 << 76 | 0x2 << 62 | number))
-        told = {"id": twin, "name": f"backup {number}", "createdAt": made.isoformat().replace("+00:00", "Z")}
+        told = {"id": twin, "name": f"backup #{number}", "createdAt": made.isoformat().replace("+00:00", "Z")}
         target = folder.parent / twin
         target.mkdir()
         (target / "meta.json").write_text(json.dumps(metadata | told))
@@ -555,9 +555,9 @@ def test_of_ten_thousand_backups_only_as_many_are_read_as_are_looked_at_or_looke
         page.keyboard.press("Home")
         expect(page.locator('.row[aria-selected="true"]')).to_contain_text("newest")
         page.keyboard.press("/")
-        page.keyboard.type("backup 2999")
+        page.keyboard.type("backup #2999")
         expect(page.locator(".row")).to_have_count(1)
-        expect(page.locator(".row")).to_contain_text("backup 2999")
+        expect(page.locator(".row")).to_contain_text("backup #2999")
         page.keyboard.press("Escape")
         page.wait_for_function("() => document.querySelectorAll('.row').length >= 3000")
         assert errors == []
