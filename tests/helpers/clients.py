@@ -22,22 +22,10 @@ YES: Mapping[str, Any] = {"action": "accept", "content": {}}
 DRIVERS: dict[Revision, str] = {"2025-11-25": "sdk.mjs", "2026-07-28": "client.mjs"}
 
 
-def make_project(project: Path) -> Path:
-    """Make a directory with a little of everything, and return it."""
-    (project / "src" / "empty").mkdir(parents=True)
-    (project / "src" / "app.py").write_text("print('hello')\n")
-    (project / "run.sh").write_text("#!/bin/sh\n")
-    (project / "run.sh").chmod(0o750)
-    (project / "link").symlink_to("src/app.py")
-    os.link(project / "run.sh", project / "same.sh")
-    (project / "données.txt").write_bytes(bytes(range(256)) * 40)
-    return project
-
-
 def node() -> str:
     """Return the Node that the clients run on."""
     path = MODULES / ".bin" / "node"
-    assert path.exists(), f"{path} is missing: `make clients` installs the clients of the tests"
+    assert path.exists(), f"{path} is missing: `make pytest` installs the clients of the tests"
     return str(path)
 
 

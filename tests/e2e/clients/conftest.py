@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.clients import Sandpoint, make_project
+from helpers.clients import Sandpoint
+from helpers.mcp_runs import make_project
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 import pytest
 
-from helpers.clients import Outcome, Revision, Sandpoint, TypeScriptClient, make_project
+from helpers.clients import Outcome, Revision, Sandpoint, TypeScriptClient
+from helpers.mcp_runs import make_project
 from helpers.site import wait_until
 from helpers.trees import assert_same, list_tree
 
