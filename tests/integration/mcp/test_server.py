@@ -11,8 +11,8 @@ import anyio
 import pytest
 from mcp import Client
 
-from helpers.mcp import sandpoint_server, text
-from helpers.mcp_runs import call, damage, failure, listing, make_project, put_tool, stored_files
+from helpers.mcp import text
+from helpers.mcp_runs import call, damage, failure, listing, put_tool, stored_files
 from sandpoint.mcp_server import build_server
 from sandpoint.service import open_service
 from sandpoint.settings import Settings
@@ -22,35 +22,6 @@ pytestmark = pytest.mark.anyio
 Mode = Literal["auto", "legacy"]
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
 UNKNOWN_ID = "0192f0c1-2a3b-7c4d-8e5f-60718293a4b5"
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(params=["auto", "legacy"])
-def mode(request: pytest.FixtureRequest) -> Mode:
-    revision: Mode = request.param
-    return revision
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    return make_project(tmp_path / "allowed" / "project")
-
-
-@pytest.fixture
-def connect(tmp_path: Path, project: Path, mode: Mode) -> Connect:
-    """Return what starts a server in the project and connects to it; keywords are its environment."""
-
-    @asynccontextmanager
-    async def connected(**environment: str) -> AsyncIterator[Client]:
-        server = sandpoint_server(project, store=tmp_path / "store", state=tmp_path / "state", **environment)
-        async with Client(server, mode=mode) as client:
-            yield client
-
-    return connected
 
 
 async def the_way_there_and_back(client: Client, project: Path) -> None:
