@@ -331,8 +331,8 @@ def _are_linked(again: Again, root: int, tree: Manifest) -> bool:
 
 
 def files_of(entries: Iterable[Entry]) -> list[Entry]:
-    """Return those whose content has to be copied."""
-    return [entry for entry in entries if entry.is_file and entry.size and not entry.hardlink]
+    """Return those whose content has to be copied; an empty file's too, for it is not to be read again either."""
+    return [entry for entry in entries if entry.is_file and not entry.hardlink]
 
 
 def write_out_upper(upper: int) -> Callable[[Entry, int], None]:

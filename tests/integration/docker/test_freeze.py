@@ -17,7 +17,7 @@ from helpers.changes import CHANGES, build_varied
 from helpers.docker import Engine, Target
 from helpers.kinds import Sandboxed, opened
 from helpers.place import unmount_all
-from helpers.trees import assert_same, in_whole_seconds, list_tree, write
+from helpers.trees import Listing, assert_same, in_whole_seconds, list_tree, write
 from sandpoint.engine import capture_deltas, freezing
 from sandpoint.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
 from sandpoint.models import Backup
@@ -91,6 +91,19 @@ def in_the_pause(monkeypatch: pytest.MonkeyPatch, hook: Hook) -> None:
         return look_again(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(capture_deltas, "look_again", hooked)
+
+
+def after_the_pause(monkeypatch: pytest.MonkeyPatch, look: Hook, hook: Hook) -> None:
+    """Look at what a pause leaves, and do something as soon as it is over."""
+    unpause = ContainerFreezer.unpause
+
+    def hooked(self: ContainerFreezer) -> float:
+        look()
+        seconds = unpause(self)
+        hook()
+        return seconds
+
+    monkeypatch.setattr(ContainerFreezer, "unpause", hooked)
 
 
 def target_of(here: Sandboxed) -> Target:
@@ -193,6 +206,38 @@ def test_what_changed_before_the_pause_is_in_it(here: Sandboxed, monkeypatch: py
     # What was read in the pause proves nothing for later: the next capture sees each change of it all the same.
     write(here.tree / "dir1" / "file1", "after the WALK")
     assert_brings_back(here, here.create(freeze=True), "/workspace/out2")
+
+
+@pytest.mark.parametrize("on_overlay", [False, True], ids=["directory", "overlay"])
+def test_what_is_written_after_the_pause_is_not_in_it(
+    here: Sandboxed, monkeypatch: pytest.MonkeyPatch, on_overlay: bool
+) -> None:
+    first = here.create()
+    if on_overlay:
+        here.restore(first.id, mode="overlay")
+    files = [here.tree / name for name in ("dir0/file0", "dir1/file1", "dir2/file2", "dir3/file3", "new/file")]
+    write(files[0], "copied before the pause")
+
+    def change() -> None:
+        for file in files[:2]:
+            os.truncate(file, 0)
+        write(files[2], "written before the pause")
+        write(files[4], "")
+
+    paused: list[Listing] = []
+    before_the_pause(monkeypatch, change)
+    after_the_pause(
+        monkeypatch,
+        lambda: paused.append(here.listing()),
+        lambda: [write(file, "written after the pause") for file in files],
+    )
+    backup = here.create(freeze=True)
+
+    assert backup.kind == "delta"
+    assert backup.unstable_paths == ()
+    here.restore(backup.id, dir="/workspace/out", undo=False)
+    assert_same(in_whole_seconds(paused[0]), in_whole_seconds(here.listing("/workspace/out")))
+    assert here.run(here.service.verify, backup.id).ok
 
 
 def test_a_database_of_one_file_that_never_rests_is_not_read_whole_in_the_pause(
