@@ -148,28 +148,28 @@ def test_undo_has_what_was_written_to_excluded_paths_too(place: Place) -> None:
         assert (place.base / "other" / "precious.log").read_text() == "written\n"
 
 
-def test_two_restores_of_one_backup_are_independent(place: Place, view: View) -> None:
+def test_two_restores_of_one_backup_are_independent(place: Place) -> None:
     backup = place.create()
     one, two = place.base / "one", place.base / "two"
     overlay(place, backup.id, one)
     overlay(place, backup.id, two)
     write(one / "README.md", "one\n")
     (two / "README.md").unlink()
-    written = view(two)
+    written = written_tree(two)
 
     overlay(place, backup.id, one)
 
     assert (one / "README.md").read_text() == "# read me\n"
-    assert_same(written, view(two))
+    assert_same(written, written_tree(two))
     place.unmount(one, undo=False)
-    assert_same(written, view(two))
+    assert_same(written, written_tree(two))
 
 
-def test_a_restore_elsewhere_disturbs_nothing(place: Place, view: View) -> None:
+def test_a_restore_elsewhere_disturbs_nothing(place: Place) -> None:
     backup = place.create()
     overlay(place, backup.id)
     write(place.tree / "README.md", "written\n")
-    written = view()
+    written = written_tree(place.tree)
     sibling = place.base / "tree2"
 
     overlay(place, backup.id, sibling)
@@ -177,7 +177,7 @@ def test_a_restore_elsewhere_disturbs_nothing(place: Place, view: View) -> None:
     place.create(sibling)
     place.unmount(sibling, undo=False)
 
-    assert_same(written, view())
+    assert_same(written, written_tree(place.tree))
 
 
 def test_restoring_a_parent_takes_overlays_below_down_first(place: Place, view: View) -> None:
@@ -340,11 +340,11 @@ def test_a_capture_of_an_overlay_is_what_it_shows(place: Place) -> None:
     assert_same(in_whole_seconds(expected), in_whole_seconds(written_tree(place.base / "other")))
 
 
-def test_a_failing_restore_leaves_the_overlay_in_place(place: Place, view: View) -> None:
+def test_a_failing_restore_leaves_the_overlay_in_place(place: Place) -> None:
     backup = place.create()
     overlay(place, backup.id)
     write(place.tree / "written", "written\n")
-    written = view()
+    written = written_tree(place.tree)
     layer = place.store / "backups" / backup.id / "data.sqsh"
     content = bytearray(layer.read_bytes())
     content[len(content) // 2] ^= 1
@@ -354,7 +354,7 @@ def test_a_failing_restore_leaves_the_overlay_in_place(place: Place, view: View)
     for mode in ("overlay", "copy"):
         with pytest.raises(BackupIntegrityError):
             place.restore(broken.id, mode=mode, undo=False)
-        assert_same(written, view())
+        assert_same(written, written_tree(place.tree))
     assert place.mounts().count(str(place.tree)) == 1
 
 
