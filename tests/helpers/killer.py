@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -135,15 +136,20 @@ def _child(request: dict[str, Any]) -> None:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    import anyio._backends._asyncio  # noqa: F401 - loaded once, not by every child
+    # Loaded and found out once, not by every child.
+    import anyio._backends._asyncio  # noqa: F401
     import uuid6  # noqa: F401
 
-    import sandpoint.service  # noqa: F401
+    import helpers.place  # noqa: F401
 
+    tempfile.gettempdir()
     for line in sys.stdin:
+        request = json.loads(line)
+        if request["sandbox"] is not None:
+            import docker  # noqa: F401
         child = os.fork()
         if child == 0:
-            _child(json.loads(line))
+            _child(request)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             print("killed", flush=True)

@@ -103,8 +103,10 @@ def _answer(who: Who, directory: Path, at: int, *, guarded: bool) -> str:
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    import sandpoint.engine.snapshot
-    import sandpoint.settings  # noqa: F401 - loaded once, not by every child
+    # Loaded once, not by every child.
+    import pytest_sandpoint.copying
+    import pytest_sandpoint.guardian
+    import pytest_sandpoint.runs  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)
