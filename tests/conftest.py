@@ -23,6 +23,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> "Lanes | 
     return Lanes(config, log)
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator["S3Server"]:
     """One real S3 server for all tests of the process that ask for it; each test makes a bucket of its own.

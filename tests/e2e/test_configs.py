@@ -43,11 +43,6 @@ LINKED = {"cursor.com": "cursor/.cursor/mcp.json", "insiders.vscode.dev": "vscod
 """Links that install with a click, by host."""
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def read(name: str) -> dict[str, Any]:
     content = (CONFIGS / name).read_text()
     return tomllib.loads(content) if name.endswith(".toml") else json.loads(content)

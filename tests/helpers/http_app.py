@@ -9,27 +9,16 @@ from typing import Any
 
 import anyio
 
-from sandpoint.mcp_server.http import HttpApp, HttpOptions, build_app, run_app
+from helpers.messages import INITIALIZE, JSON, call_headers, call_message
+from sandpoint.mcp_server.http import build_app
 from sandpoint.mcp_server.http_settings import HttpSettings
 from sandpoint.mcp_server.limits import Gate, GatedServices
 from sandpoint.mcp_server.listening import listening
 from sandpoint.mcp_server.one_service import OneService
+from sandpoint.mcp_server.running import HttpApp, run_app
 from sandpoint.mcp_server.server import build_lazy_server
 from sandpoint.mcp_server.where import Where
 from sandpoint.service import BackupService
-
-JSON = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-MODERN = {"MCP-Protocol-Version": "2026-07-28"}
-INITIALIZE: dict[str, Any] = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    },
-}
 
 
 @dataclass
@@ -87,19 +76,8 @@ class Served:
 
     async def call(self, tool: str, headers: Mapping[str, str] | None = None, **arguments: object) -> Answer:
         """Call a tool by the protocol of 2026."""
-        meta = {
-            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-            "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
-            "io.modelcontextprotocol/clientCapabilities": {},
-        }
-        message = {
-            "jsonrpc": "2.0",
-            "id": 1,
-            "method": "tools/call",
-            "params": {"name": tool, "arguments": arguments, "_meta": meta},
-        }
-        sent = JSON | MODERN | {"Mcp-Method": "tools/call", "Mcp-Name": tool} | dict(headers or {})
-        return await self.request("POST", headers=sent, body=message)
+        headers = call_headers(tool) | dict(headers or {})
+        return await self.request("POST", headers=headers, body=call_message(tool, arguments))
 
     async def open_session(self, headers: Mapping[str, str] | None = None) -> str:
         """Open a session of the protocol of 2025, and return its id."""
@@ -125,26 +103,14 @@ def parse(data: bytes) -> Answer:
 
 @asynccontextmanager
 async def served(
-    service: BackupService,
-    *,
-    check: Callable[[], Any] | None = None,
-    routes: tuple[Any, ...] = (),
-    **settings: Any,
+    service: BackupService, *, check: Callable[[], Any] | None = None, **settings: Any
 ) -> AsyncIterator[Served]:
     """Serve a service on a port that is free, for a block."""
     http = HttpSettings(**{"port": 0, "grace": 5} | settings)
     with listening(http) as listening_on:
         gate = Gate(http.operations, http.queue)
-        server = build_lazy_server(GatedServices(OneService(lambda: service), gate), where=Where())
-        options = HttpOptions(
-            settings=http,
-            url=listening_on.url,
-            is_local=listening_on.is_local,
-            gate=gate,
-            check=check,
-            routes=routes,
-        )
-        app = build_app(server, options)
+        server = build_lazy_server(GatedServices(OneService(service), gate), where=Where())
+        app = build_app(server, http, listening_on, gate, check=check)
         host, port = listening_on.sockets[0].getsockname()[:2]
         ready = anyio.Event()
         async with anyio.create_task_group() as tasks:

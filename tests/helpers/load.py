@@ -18,9 +18,10 @@ import anyio
 from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from helpers.messages import CLIENT, JSON, META, REVISION, call_headers
+
 Revision = Literal["2025-11-25", "2026-07-28"]
 
-_CLIENT = {"name": "load", "version": "1"}
 _MAX_LINE = 1 << 16
 
 
@@ -50,11 +51,7 @@ class Wire:
         parts = urlsplit(url)
         self._host, self._port, self._path = parts.hostname or "", parts.port or 80, parts.path
         self._revision = revision
-        self._headers = {
-            "Host": parts.netloc,
-            "Content-Type": "application/json",
-            "Accept": "application/json, text/event-stream",
-        } | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._headers = {"Host": parts.netloc} | JSON | ({"Authorization": f"Bearer {token}"} if token else {})
         self._number = 0
         self._stream: SocketStream
         self._input: BufferedByteReceiveStream
@@ -64,7 +61,7 @@ class Wire:
         self._stream = await anyio.connect_tcp(self._host, self._port)
         self._input = BufferedByteReceiveStream(self._stream)
         if self._revision == "2025-11-25":
-            params = {"protocolVersion": self._revision, "capabilities": {}, "clientInfo": _CLIENT}
+            params = {"protocolVersion": self._revision, "capabilities": {}, "clientInfo": CLIENT}
             headers, _ = await self.send("initialize", params)
             self._headers |= {"Mcp-Session-Id": headers["mcp-session-id"], "MCP-Protocol-Version": self._revision}
             await self.send("notifications/initialized", {}, is_request=False)
@@ -80,13 +77,9 @@ class Wire:
         """Call a tool, and return its result."""
         params: dict[str, object] = {"name": tool, "arguments": dict(arguments)}
         headers = {}
-        if self._revision == "2026-07-28":
-            headers = {"MCP-Protocol-Version": self._revision, "Mcp-Method": "tools/call", "Mcp-Name": tool}
-            params["_meta"] = {
-                "io.modelcontextprotocol/protocolVersion": self._revision,
-                "io.modelcontextprotocol/clientInfo": _CLIENT,
-                "io.modelcontextprotocol/clientCapabilities": {},
-            }
+        if self._revision == REVISION:
+            headers = call_headers(tool)
+            params["_meta"] = META
         _, message = await self.send("tools/call", params, headers)
         if "result" not in message:
             return {"isError": True, "content": [{"text": json.dumps(message)}]}

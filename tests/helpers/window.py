@@ -158,14 +158,3 @@ CONTRASTS = """
 }
 """
 """Returns what text is hard to read on what lies behind it (WCAG 2, AA)."""
-
-
-def json_rpc(tool: str, **arguments: Any) -> dict[str, Any]:
-    """Return a call as the page sends it."""
-    envelope = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
-        "io.modelcontextprotocol/clientCapabilities": {},
-    }
-    params = {"name": tool, "arguments": arguments, "_meta": envelope}
-    return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}

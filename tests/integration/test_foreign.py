@@ -46,11 +46,6 @@ from sandpoint.mcp_server import build_server
 from sandpoint.models import Progress
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=["local", "http", "direct"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """A place with a small tree, whose store is a folder, a bucket, or one that files go to by the store's client."""

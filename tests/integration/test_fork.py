@@ -20,11 +20,6 @@ from sandpoint.models import ForkResult, Mode
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     place = Place(tmp_path)
     (place.tree / "src").mkdir(parents=True)

@@ -1,6 +1,5 @@
 """The real server over HTTP, in processes of its own: on one store with others, under load, stopped, and watched."""
 
-import json
 import os
 import shutil
 import signal
@@ -31,11 +30,6 @@ from helpers.trees import list_tree
 pytestmark = pytest.mark.anyio
 
 TOKEN = "writer-0123456789abcdef"
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture
@@ -364,9 +358,18 @@ def test_stdio_loads_nothing_that_only_http_needs() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_what_checks_an_issuers_tokens_is_loaded_only_where_there_is_one() -> None:
+    program = (
+        "import sys, sandpoint.mcp_server.http, sandpoint.mcp_server.window\n"
+        "print(sorted({'jwt', 'urllib3', 'sandpoint.mcp_server.oauth'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_addresses_are_of_http_only(tmp_path: Path) -> None:
     sandpoint = str(Path(sys.executable).with_name("sandpoint"))
     done = subprocess.run([sandpoint, "serve", "--port", "1"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 3
     assert "--transport http" in done.stderr
-    assert json.dumps(done.stdout) == '""'
+    assert done.stdout == ""

@@ -43,11 +43,6 @@ UNKNOWN = "0192f0c1-2a3b-7c4d-8e5f-60718293a4b5"
 ODD_NAMES = ("two words", "new\nline", "#hash", "what?", "100%", "naïve", os.fsdecode(b"caf\xe9"), "back\\slash")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=["auto", "legacy"])
 def mode(request: pytest.FixtureRequest) -> Mode:
     revision: Mode = request.param

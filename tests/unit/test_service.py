@@ -30,11 +30,6 @@ FIRST, SECOND, THIRD = id_at(1), id_at(2), id_at(3)
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(str(tmp_path / "store"))
 

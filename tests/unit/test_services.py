@@ -19,11 +19,6 @@ pytestmark = pytest.mark.anyio
 ID = "0192f0c1-2a3b-7c4d-8e5f-60718293a4b5"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Opened(FakeService):
     """A service that counts how it is used."""
 

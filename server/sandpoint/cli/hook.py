@@ -1,11 +1,13 @@
 """`sandpoint hook`: automatic backups for coding agents."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from sandpoint.cli.hook_run import DEADLINE_S, KEEP, NAME, Agent, HookOptions, run_hook
+from sandpoint.cli.options import Store
 
 LONGEST_S = 3600
 
@@ -49,66 +51,41 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option("--exclude", metavar="PATTERN", help="Leave out what a .gitignore line would. Repeatable."),
 ]
-StoreUrl = Annotated[
-    str | None,
-    typer.Option("--store", metavar="URL", help="Where backups are kept. [env: SANDPOINT_STORE]"),
-]
 
 
-def claude_code(
-    deadline: Deadline = DEADLINE_S,
-    keep: Keep = KEEP,
-    name: Name = NAME,
-    ttl: Ttl = None,
-    use_gitignore: UseGitignore = False,
-    exclude: Exclude = None,
-    store: StoreUrl = None,
-) -> int:
-    """Back up before Claude Code changes something.
+def _run_of(agent: Agent, purpose: str) -> Callable[..., int]:
+    def run(
+        deadline: Deadline = DEADLINE_S,
+        keep: Keep = KEEP,
+        name: Name = NAME,
+        ttl: Ttl = None,
+        use_gitignore: UseGitignore = False,
+        exclude: Exclude = None,
+        store: Store = None,
+    ) -> int:
+        options = HookOptions(deadline, keep, name, ttl, use_gitignore, tuple(exclude or ()), store)
+        return run_hook(agent, options, sys.stdin)
+
+    run.__doc__ = purpose
+    return run
+
+
+_PURPOSES: dict[Agent, str] = {
+    "claude-code": """Back up before Claude Code changes something.
 
     For its PreToolUse hook. Reads what the agent is about to do on stdin, as JSON. Does nothing if nothing has
     changed since the last backup, and always exits with 0: the agent is never stopped. Why there is no backup is told
     once a session.
-    """
-    return _run("claude-code", deadline, keep, name, ttl, use_gitignore, exclude, store)
-
-
-def generic(
-    deadline: Deadline = DEADLINE_S,
-    keep: Keep = KEEP,
-    name: Name = NAME,
-    ttl: Ttl = None,
-    use_gitignore: UseGitignore = False,
-    exclude: Exclude = None,
-    store: StoreUrl = None,
-) -> int:
-    """Back up before any other agent changes something.
+    """,
+    "generic": """Back up before any other agent changes something.
 
     As claude-code, but stdin may tell nothing, and nothing is printed on stdout. The project is what the agent's
     variable or its JSON says, else the repository of the working directory, else that directory.
-    """
-    return _run("generic", deadline, keep, name, ttl, use_gitignore, exclude, store)
-
-
-def _run(
-    agent: Agent,
-    deadline: float,
-    keep: int,
-    name: str,
-    ttl: float | None,
-    use_gitignore: bool,
-    exclude: list[str] | None,
-    store: str | None,
-) -> int:
-    options = HookOptions(deadline, keep, name, ttl, use_gitignore, tuple(exclude or ()), store)
-    return run_hook(agent, options, sys.stdin)
-
-
-RUNS = {"claude-code": claude_code, "generic": generic}
-"""The hooks themselves, by the agent."""
+    """,
+}
 
 
 def add_runs(app: typer.Typer) -> None:
-    """Add the hooks themselves to a group of commands."""
-    for name, command in RUNS.items():
-        app.command(name)(command)
+    """Add the hooks themselves to a group of commands, by the agent."""
+    for agent, purpose in _PURPOSES.items():
+        app.command(agent)(_run_of(agent, purpose))

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from sandpoint.cli.failures import describe, print_json, show_failure
-from sandpoint.cli.hook import Deadline, Exclude, Keep, Name, StoreUrl, Ttl, UseGitignore
+from sandpoint.cli.hook import Deadline, Exclude, Keep, Name, Ttl, UseGitignore
 from sandpoint.cli.hook_call import is_too_wide, repository_of
 from sandpoint.cli.hook_run import DEADLINE_S, KEEP, NAME, HookOptions
 from sandpoint.cli.hook_settings import Change, SettingsError, install, uninstall
-from sandpoint.cli.options import Json
+from sandpoint.cli.options import Json, Store
 from sandpoint.cli.terminal import printable, say, shell_word, warn
 from sandpoint.errors import InvalidBackupConfigError
 
@@ -48,7 +48,7 @@ def install_hook(
     ttl: Ttl = None,
     use_gitignore: UseGitignore = False,
     exclude: Exclude = None,
-    store: StoreUrl = None,
+    store: Store = None,
     as_json: Json = False,
 ) -> int:
     """Have Claude Code run the hook.

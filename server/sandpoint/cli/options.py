@@ -32,7 +32,7 @@ NoUndo = Annotated[bool, typer.Option("--no-undo", help="Do not back up the pres
 
 @dataclass(frozen=True)
 class Common:
-    """What every command but serve is told: None leaves the store and the sandbox to the environment."""
+    """What every command that runs an operation is told: None leaves the store and the sandbox to the environment."""
 
     store: str | None
     sandbox: str | None

@@ -74,8 +74,8 @@ async def _serve(
     import webbrowser
     from threading import Thread
 
-    from sandpoint.mcp_server.http import run_app
     from sandpoint.mcp_server.limits import Gate, GatedServices
+    from sandpoint.mcp_server.running import run_app
     from sandpoint.mcp_server.server import build_lazy_server
     from sandpoint.mcp_server.where import Where
     from sandpoint.mcp_server.window import HOST, Keys, build_window

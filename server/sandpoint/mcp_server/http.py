@@ -1,17 +1,11 @@
 """Serving many clients over Streamable HTTP, until a signal."""
 
 import logging
-import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import anyio
-import uvicorn
-from anyio.abc import TaskGroup
 from mcp.server import MCPServer
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
 from mcp.server.transport_security import TransportSecuritySettings
@@ -19,31 +13,22 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from sandpoint.engine.linux import limit_heaps
 from sandpoint.errors import SandpointError
-from sandpoint.mcp_server.access import Access
-from sandpoint.mcp_server.connections import TimedConnection
-from sandpoint.mcp_server.guards import (
-    REQUEST_ID,
-    AllowedHosts,
-    BodyGuard,
-    Challenge,
-    HostGuard,
-    LoginGuard,
-    NoTokenInUrl,
-    Requests,
-    ScopeGuard,
-)
-from sandpoint.mcp_server.hosts import HostPort, parse_host
+from sandpoint.mcp_server.access import Access, ScopeGuard
+from sandpoint.mcp_server.guards import BodyGuard, HostGuard
+from sandpoint.mcp_server.hosts import AllowedHosts, HostPort, parse_host
 from sandpoint.mcp_server.http_settings import MCP_PATH, HttpSettings
 from sandpoint.mcp_server.limits import Gate, GatedServices
 from sandpoint.mcp_server.listening import Listening, listening
-from sandpoint.mcp_server.login import open_login
+from sandpoint.mcp_server.login import Challenge, LoginGuard, NoTokenInUrl, open_login
 from sandpoint.mcp_server.logs import log_calls, set_up_logging
 from sandpoint.mcp_server.opening import open_services, start_upkeep, try_out, who_confirms
+from sandpoint.mcp_server.requests import REQUEST_ID
+from sandpoint.mcp_server.running import HttpApp, run_app
 from sandpoint.mcp_server.sealing import shared_key
 from sandpoint.mcp_server.server import build_lazy_server
 from sandpoint.mcp_server.telemetry import exporting
@@ -62,60 +47,29 @@ HEALTH_S = 10.0
 HEAPS = 2
 """With one for each thread, a server that many use held three times the memory."""
 
-CLEAR_UP_S = 5
-"""How long connections have to close, once all that they were open for has ended."""
 
-
-@dataclass(frozen=True)
-class HttpOptions:
-    """How a server is reached over HTTP, and what is beside it."""
-
-    settings: HttpSettings = field(default_factory=HttpSettings)
-    url: str | None = None
-    """Of the server, where `settings` have none: what its tokens are for."""
-    is_local: bool = True
-    """Whether names of this machine lead to it."""
-    gate: Gate | None = None
-    """What its services are used through, where there is one."""
-    check: Callable[[], Awaitable[None]] | None = None
-    """Raises what keeps the server from its work; `/healthz` asks it."""
-    routes: Sequence[BaseRoute] = field(default=())
-    """More paths, behind the same guard against other hosts and origins; a token they do not need."""
-
-
-class HttpApp:
-    """A server as an ASGI application, and how it is ended."""
-
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
-        self._requests = Requests(app)
-        self._gate = gate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        await self._requests(scope, receive, send)
-
-    async def drain(self) -> None:
-        """Begin nothing new, and wait until what runs has ended and is answered."""
-        self._gate.close()
-        await self._gate.wait_idle()
-        await self._requests.wait_answered()
-
-    def end(self) -> None:
-        """End all that is open."""
-        self._gate.close()
-        self._requests.end()
-
-
-def build_app(server: MCPServer[Any], options: HttpOptions) -> HttpApp:
+def build_app(
+    server: MCPServer[Any],
+    settings: HttpSettings,
+    listening_on: Listening,
+    gate: Gate,
+    *,
+    check: Callable[[], Awaitable[None]] | None = None,
+) -> HttpApp:
     """Return a server as an ASGI application: at /mcp, /healthz and, with an issuer, RFC 9728's metadata.
 
     To be used once. Its lifespan is that of the sessions.
 
+    Args:
+        server: What is served.
+        settings: Whom to let in, and how much of it.
+        listening_on: Where; where `settings` have no URL, its own is what tokens are for.
+        gate: What the server's services are used through.
+        check: Raises what keeps the server from its work; `/healthz` asks it.
+
     Raises:
         InvalidBackupConfigError: Tokens cannot be used.
     """
-    settings = options.settings
-    gate = options.gate or Gate(settings.operations, settings.queue)
     access = Access(server)
     server.middleware.extend((log_calls, access))
     # Hosts and origins are checked before all paths, by one rule for every address.
@@ -126,14 +80,13 @@ def build_app(server: MCPServer[Any], options: HttpOptions) -> HttpApp:
         session_idle_timeout=settings.session_idle,
     )
     manager = server.session_manager
-    resource = settings.url or options.url or f"http://localhost:{settings.port}{MCP_PATH}"
+    resource = settings.url or listening_on.url
     endpoint = _guarded(StreamableHTTPASGIApp(manager), settings, access, resource)
     metadata = _metadata_routes(settings, resource)
-    routes: list[BaseRoute] = [
+    routes = [
         Route(MCP_PATH, endpoint=endpoint),
-        Route(HEALTH_PATH, endpoint=_Health(options.check, gate).answer, methods=["GET"]),
+        Route(HEALTH_PATH, endpoint=_Health(check, gate).answer, methods=["GET"]),
         *metadata,
-        *options.routes,
     ]
     app: ASGIApp = Starlette(routes=routes, lifespan=lambda _: manager.run())
     if settings.allowed_origins:
@@ -144,9 +97,8 @@ def build_app(server: MCPServer[Any], options: HttpOptions) -> HttpApp:
             allow_headers=["*"],
             expose_headers=["mcp-session-id", "www-authenticate", REQUEST_ID],
         )
-    app = HostGuard(
-        NoTokenInUrl(app), _allowed_hosts(options), open_paths=(HEALTH_PATH, *(route.path for route in metadata))
-    )
+    allowed = _allowed_hosts(settings, is_local=listening_on.is_local)
+    app = HostGuard(NoTokenInUrl(app), allowed, open_paths=(HEALTH_PATH, *(route.path for route in metadata)))
     return HttpApp(app, gate)
 
 
@@ -160,8 +112,7 @@ def _guarded(endpoint: ASGIApp, settings: HttpSettings, access: Access, resource
     return LoginGuard(bounded, find, challenge)
 
 
-def _allowed_hosts(options: HttpOptions) -> AllowedHosts:
-    settings = options.settings
+def _allowed_hosts(settings: HttpSettings, *, is_local: bool) -> AllowedHosts:
     named = [parse_host(host) for host in settings.allowed_hosts]
     own = parse_host(settings.host)
     if own is not None:
@@ -170,7 +121,7 @@ def _allowed_hosts(options: HttpOptions) -> AllowedHosts:
         named.append(HostPort(settings.public_host.name, None))
     return AllowedHosts(
         hosts=frozenset(host for host in named if host is not None),
-        is_local=options.is_local,
+        is_local=is_local,
         origins=frozenset(settings.allowed_origins),
     )
 
@@ -237,99 +188,6 @@ def _state(status: str, code: int) -> Response:
     return JSONResponse({"status": status}, status_code=code, headers={"Cache-Control": "no-store"})
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to us, and says when it answers."""
-
-    def __init__(self, config: uvicorn.Config, is_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._is_ready = is_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._is_ready()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def run_app(
-    app: HttpApp, listening_on: Listening, settings: HttpSettings, *, is_ready: Callable[[], None] | None = None
-) -> None:
-    """Serve until SIGTERM or SIGINT, or until cancelled.
-
-    At the first signal nothing new begins, and what runs has `grace` seconds to end; what then still runs, or at a
-    second signal, is cancelled and cleans up. Streams that clients hold open are closed.
-
-    Args:
-        app: What is served.
-        listening_on: Where.
-        settings: How many connections there may be, and the times that clients and operations have.
-        is_ready: Called once it answers.
-    """
-    config = uvicorn.Config(
-        app,
-        http=TimedConnection.lasting(settings.receive),
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=settings.connections,
-        timeout_graceful_shutdown=CLEAR_UP_S,
-    )
-
-    def tell() -> None:
-        logger.info("serving", extra={"details": {"url": listening_on.url}})
-        if is_ready is not None:
-            is_ready()
-
-    server = _Server(config, tell)
-
-    def end() -> None:
-        app.end()
-        server.should_exit = True
-
-    async def stop_on_signals() -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            await anext(signals)
-            logger.info("stopping: what runs has %g seconds to end", settings.grace)
-            async with anyio.create_task_group() as both:
-                both.start_soon(_drain, app, settings.grace, both)
-                both.start_soon(_wait_for_another, signals, both)
-            end()
-            async for _ in signals:
-                logger.info("stopping already")
-
-    async def end_when_cancelled() -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            end()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stop_on_signals)
-        tasks.start_soon(end_when_cancelled)
-        with anyio.CancelScope(shield=True):  # it ends by itself, and sessions with it
-            await server.serve(sockets=[*listening_on.sockets])
-        tasks.cancel_scope.cancel()
-
-
-async def _drain(app: HttpApp, grace: float, both: TaskGroup) -> None:
-    with anyio.move_on_after(grace) as waiting:
-        await app.drain()
-    if waiting.cancelled_caught:
-        logger.warning("stopping: what still runs is cancelled")
-    both.cancel_scope.cancel()
-
-
-async def _wait_for_another(signals: AsyncIterator[signal.Signals], both: TaskGroup) -> None:
-    await anext(signals)
-    logger.warning("stopping at once: what still runs is cancelled")
-    both.cancel_scope.cancel()
-
-
 def serve(settings: Settings | SandpointError, http: HttpSettings) -> None:
     """Serve MCP over HTTP until SIGTERM or SIGINT; blocking.
 
@@ -346,16 +204,7 @@ def serve(settings: Settings | SandpointError, http: HttpSettings) -> None:
         services, where = open_services(settings)
         gated = GatedServices(services, gate)
         server = build_lazy_server(gated, where=where, confirm=who_confirms(settings), key=_shared_key(settings))
-        app = build_app(
-            server,
-            HttpOptions(
-                settings=http,
-                url=listening_on.url,
-                is_local=listening_on.is_local,
-                gate=gate,
-                check=lambda: _check_store(services),
-            ),
-        )
+        app = build_app(server, http, listening_on, gate, check=lambda: _check_store(services))
 
         async def run() -> None:
             async with exporting(), services, anyio.create_task_group() as tasks:

@@ -32,9 +32,8 @@ class Gate:
             operations: How many that are not quick may run at once.
             queue_s: How long another one waits.
         """
-        self._operations = anyio.Semaphore(operations)
-        self._quick = anyio.Semaphore(QUICK_OPERATIONS)
-        self._limit = operations
+        self._operations = anyio.Semaphore(operations, max_value=operations)
+        self._quick = anyio.Semaphore(QUICK_OPERATIONS, max_value=QUICK_OPERATIONS)
         self._queue_s = queue_s
         self._running = 0
         self._is_closed = False
@@ -85,7 +84,7 @@ class Gate:
                 await room.acquire()
         except TimeoutError:
             raise ServerBusyError(
-                f"{self._limit} operations of other clients were running, and none ended within {self._queue_s:g} "
+                f"{room.max_value} operations of other clients were running, and none ended within {self._queue_s:g} "
                 "seconds; nothing was done. Call again in a minute"
             ) from None
 

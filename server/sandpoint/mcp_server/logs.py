@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp_types import CallToolResult
 from opentelemetry.trace import format_trace_id, get_current_span
 
+from sandpoint.mcp_server.failures import CODE_META
 from sandpoint.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,6 @@ Format = Literal["plain", "json"]
 
 MAX_NAME = 64
 """Characters of a name that a client chose."""
-
-CODE_META = "sandpoint/code"
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,9 @@ async def log_calls(ctx: ServerRequestContext[Any, Any], call_next: CallNext) ->
         return await call_next(ctx)
     name = (ctx.params or {}).get("name") if ctx.method in {"tools/call", "prompts/get"} else None
     outer = current_call.get()
-    call = Call(
+    call = replace(
+        outer,
         request_id=outer.request_id or str(ctx.request_id)[:MAX_NAME],
-        client=outer.client,
-        session=outer.session,
         method=ctx.method[:MAX_NAME],
         tool=name[:MAX_NAME] if isinstance(name, str) else None,
     )

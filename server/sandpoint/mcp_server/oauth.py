@@ -15,6 +15,7 @@ from anyio.to_thread import run_sync
 from mcp.server.auth.provider import AccessToken
 
 from sandpoint.mcp_server.http_settings import is_secure
+from sandpoint.mcp_server.login import IssuerUnavailableError
 from sandpoint.mcp_server.tokens import READ, SCOPES, WRITE
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,6 @@ LEEWAY_S = 10
 
 _KEY_TYPES = {"RSA", "EC", "OKP"}
 _TYPES = {None, "jwt", "at+jwt", "application/at+jwt"}
-
-
-class IssuerUnavailableError(Exception):
-    """The issuer's keys cannot be had, so that nobody can tell whether a token is good."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The one service that a server was given, where several could be asked for."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sandpoint.errors import InvalidBackupConfigError
@@ -8,11 +8,11 @@ from sandpoint.service import BackupService
 
 
 class OneService:
-    """The service of the one sandbox that is served, asked for at every call. Implements `ServiceSource`."""
+    """The service of the one sandbox that is served. Implements `ServiceSource`."""
 
-    def __init__(self, open_service: Callable[[], BackupService]) -> None:
-        """Take what returns it."""
-        self._open_service = open_service
+    def __init__(self, service: BackupService) -> None:
+        """Take it; who opened it closes it."""
+        self._service = service
 
     def check(self, name: str | None) -> str:
         """Refuse: the tools have no argument for a name."""
@@ -23,9 +23,9 @@ class OneService:
         """Yield it; it stays open."""
         if name is not None:
             self.check(name)
-        yield self._open_service()
+        yield self._service
 
     @asynccontextmanager
     async def use_store(self) -> AsyncIterator[BackupService]:
         """Yield it."""
-        yield self._open_service()
+        yield self._service

@@ -6,12 +6,11 @@ from mcp.server.apps import APP_MIME_TYPE, Apps
 from mcp.server.extension import Extension
 from mcp.server.mcpserver.resources import FunctionResource
 from mcp.server.mcpserver.tools import Tool
-from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from sandpoint.mcp_server.results import BackupList
 from sandpoint.mcp_server.strict import strict_tool
-from sandpoint.mcp_server.tools import MAX_PAGE
+from sandpoint.mcp_server.tools import MAX_PAGE, hints
 from sandpoint.mcp_server.where import Where, describe_allowed
 from sandpoint.services import ServiceSource
 
@@ -68,9 +67,7 @@ def page_tools(services: ServiceSource, *, where: Where) -> list[Tool]:
     tool = strict_tool(
         show_backups,
         title="Show the backups",
-        annotations=ToolAnnotations(
-            read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
-        ),
+        annotations=hints(reads=True),
         notes={"dir": describe_allowed(where.allowed_dirs)} if where.allowed_dirs else {},
     )
     return [tool.model_copy(update={"meta": {"ui": {"resourceUri": PAGE_URI}}})]

@@ -61,31 +61,28 @@ _DESCRIPTIONS: dict[View, tuple[str, str, str | None]] = {
 
 
 class ResourceServer(MCPServer[Any]):
-    """An MCP server that has backups among its resources, once it was told where they are."""
+    """An MCP server that has backups among its resources."""
 
-    backups: "BackupResources | None" = None
+    backups: "BackupResources"
+    """Of `add_resources`, before the server is used."""
 
     async def list_resources(self) -> list[Resource]:
         """Return what was added, and the newest backups."""
-        added = await super().list_resources()
-        if self.backups is None:
-            return added
         try:
-            return [*added, *await self.backups.newest()]
+            return [*await super().list_resources(), *await self.backups.newest()]
         except SandpointError as error:
             raise MCPError(INTERNAL_ERROR, coded(error.code, error)) from error
 
     async def list_resource_templates(self) -> list[ResourceTemplate]:
         """Return those that were added, and those of backups."""
-        added = await super().list_resource_templates()
-        return added if self.backups is None else [*added, *self.backups.templates()]
+        return [*await super().list_resource_templates(), *self.backups.templates()]
 
     async def read_resource(
         self, uri: AnyUrl | str, context: Context[Any, Any] | None = None
     ) -> Iterable[ReadResourceContents] | InputRequiredResult:
         """Read what was added, or of a backup; what fails is told with its code, as of tools."""
         try:
-            if self.backups is None or not is_ours(str(uri)):
+            if not is_ours(str(uri)):
                 return await super().read_resource(uri, context)
             return [await self.backups.read(str(uri))]
         except ResourceNotFoundError as error:

@@ -58,6 +58,10 @@ def _bounded(**lists: Sequence[str]) -> dict[str, Any]:
     return first | {"more": more or None}
 
 
+def _counts(changes: Changes) -> dict[str, Any]:
+    return {f"{kind}_count": len(getattr(changes, kind)) for kind in ("added", "modified", "removed")}
+
+
 More = Annotated[int | None, Field(description="Paths that the lists here leave out.")]
 
 
@@ -158,9 +162,7 @@ class PathChanges(Result):
     def of(cls, changes: Changes) -> Self:
         """Count all, and name the first of each kind."""
         return cls(
-            added_count=len(changes.added),
-            modified_count=len(changes.modified),
-            removed_count=len(changes.removed),
+            **_counts(changes),
             **_bounded(added=changes.added, modified=changes.modified, removed=changes.removed),
         )
 
@@ -195,9 +197,7 @@ class Difference(PathChanges):
         page = page_of(changes, cursor, question=question)
         patch, reasons = _patch_of(changes, page) if isinstance(changes, ContentChanges) else ("", {})
         return cls(
-            added_count=len(changes.added),
-            modified_count=len(changes.modified),
-            removed_count=len(changes.removed),
+            **_counts(changes),
             **{kind: list(paths) for kind, paths in page.paths.items()},
             more=page.remaining or None,
             next_cursor=page.next_cursor,
@@ -286,7 +286,7 @@ class Fork(Result):
     def of(cls, result: RestoreResult) -> "Fork":
         """Cut a restore's result to counts: there may be many."""
         changes = result.changes
-        counts = {} if changes is None else {f"{kind}_count": len(paths) for kind, paths in changes}
+        counts = {} if changes is None else _counts(changes)
         return cls(
             sandbox=result.sandbox,
             dir=result.dir,

@@ -10,12 +10,12 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.request_state import RequestStateSecurity
-from mcp_types import CallToolResult, InputRequiredResult, TextContent
+from mcp_types import CallToolResult, InputRequiredResult
 from pydantic import ValidationError
 
 from sandpoint.errors import InvalidBackupConfigError, SandpointError
 from sandpoint.mcp_server.confirm import ANSWER_TTL, Confirm, NotConfirmedError
-from sandpoint.mcp_server.failures import coded
+from sandpoint.mcp_server.failures import error_result
 from sandpoint.mcp_server.one_service import OneService
 from sandpoint.mcp_server.page import page_extensions, page_tools
 from sandpoint.mcp_server.prompts import PromptServer, add_prompts
@@ -29,9 +29,6 @@ from sandpoint.service import BackupService
 from sandpoint.services import ServiceSource
 
 logger = logging.getLogger(__name__)
-
-ERROR_CODE_META = "sandpoint/code"
-"""The key in an error result's `_meta` under which programs find the code."""
 
 UNEXPECTED_CODE = "INTERNAL_ERROR"
 """The code of what nobody foresaw; its cause is in the server's log only."""
@@ -94,12 +91,6 @@ class SandpointServer(ResourceServer, PromptServer):
         return list(tool.parameters["properties"]) if tool else []
 
 
-def error_result(code: str, message: str) -> CallToolResult:
-    """Return a failed call: the code in the text, which is all that a model reads, and in `_meta`."""
-    text = TextContent(type="text", text=coded(code, message))
-    return CallToolResult(content=[text], is_error=True, _meta={ERROR_CODE_META: code})
-
-
 def build_server(
     service: BackupService, *, allowed_dirs: Sequence[str] | None = None, confirm: Confirm = "auto"
 ) -> MCPServer[Any]:
@@ -108,7 +99,7 @@ def build_server(
     `allowed_dirs` are named to the model, in the instructions and the tools; the service refuses others. `confirm`
     says whether users are asked before their files change.
     """
-    return build_lazy_server(OneService(lambda: service), where=Where(allowed_dirs), confirm=confirm)
+    return build_lazy_server(OneService(service), where=Where(allowed_dirs), confirm=confirm)
 
 
 def build_lazy_server(

@@ -233,7 +233,8 @@ class Tools:
         in each, and compare each with diff_backup(backup_id, dir). If one directory fails, the error names those that
         are done.
         """
-        targets = list(product(sandboxes, dirs)) if sandboxes else [(None, each) for each in dirs]
+        pairs = [*product(sandboxes or (), dirs)]
+        targets: Sequence[tuple[str | None, str]] = pairs or [(None, each) for each in dirs]
         if len(targets) > MAX_DIRS:
             raise InvalidBackupConfigError(
                 f"sandboxes: {len(targets)} directories in all, and at most {MAX_DIRS} in one call; fork to some first"
@@ -256,7 +257,6 @@ class Tools:
                     return question
         if sandboxes:
             named = {(name, each): plan for (name, each), plan in expected.items() if name is not None}
-            pairs = list(product(sandboxes, dirs))
             result = await fork_to(
                 self._services, backup_id, pairs, mode=mode, undo=undo, expected=named, report=report
             )
@@ -412,7 +412,8 @@ class Tools:
         return result
 
 
-def _hints(*, reads: bool = False, destroys: bool = False, idempotent: bool = True) -> ToolAnnotations:
+def hints(*, reads: bool = False, destroys: bool = False, idempotent: bool = True) -> ToolAnnotations:
+    """Return what a client is told of a tool, all four hints: none of ours reaches beyond its directories and store."""
     return ToolAnnotations(
         read_only_hint=reads, destructive_hint=destroys, idempotent_hint=idempotent, open_world_hint=False
     )
@@ -426,14 +427,14 @@ def build_tools(services: ServiceSource, *, where: Where, confirm: Confirm = "au
         notes |= dict.fromkeys(SANDBOX_ARGUMENTS, describe_sandboxes(where))
     without = SANDBOX_ARGUMENTS if where.sandboxes is None else ()
     return [
-        strict_tool(function, title=title, annotations=hints, notes=notes, without=without)
-        for function, title, hints in (
-            (tools.create_backup, "Back up a directory", _hints(idempotent=False)),
-            (tools.restore_backup, "Restore a backup", _hints(destroys=True)),
-            (tools.fork_backup, "Fork a backup", _hints(destroys=True)),
-            (tools.list_backups, "List backups", _hints(reads=True)),
-            (tools.delete_backup, "Delete a backup", _hints(destroys=True)),
-            (tools.diff_backup, "Compare with a backup", _hints(reads=True)),
-            (tools.verify_backup, "Verify a backup", _hints(reads=True)),
+        strict_tool(function, title=title, annotations=annotations, notes=notes, without=without)
+        for function, title, annotations in (
+            (tools.create_backup, "Back up a directory", hints(idempotent=False)),
+            (tools.restore_backup, "Restore a backup", hints(destroys=True)),
+            (tools.fork_backup, "Fork a backup", hints(destroys=True)),
+            (tools.list_backups, "List backups", hints(reads=True)),
+            (tools.delete_backup, "Delete a backup", hints(destroys=True)),
+            (tools.diff_backup, "Compare with a backup", hints(reads=True)),
+            (tools.verify_backup, "Verify a backup", hints(reads=True)),
         )
     ]

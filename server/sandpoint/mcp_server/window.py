@@ -2,21 +2,21 @@
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from mcp.server import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandpoint.mcp_server.assembly import content_policy, read_page
-from sandpoint.mcp_server.http import HttpApp
 from sandpoint.mcp_server.limits import Gate
+from sandpoint.mcp_server.running import HttpApp
 
 HOST = "127.0.0.1"
 
@@ -86,14 +86,11 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *self._raw_headers()]
+                MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
         refusal = self._refusal(scope["path"], Headers(scope=scope))
         await (refusal or self._app)(scope, receive, send_with_headers)
-
-    def _raw_headers(self) -> Iterator[tuple[bytes, bytes]]:
-        return ((name.lower().encode(), value.encode()) for name, value in self._headers.items())
 
     def _refusal(self, path: str, headers: Headers) -> Response | None:
         # A name that resolves to this machine is not enough: the site that has it may have asked (DNS rebinding).

@@ -26,11 +26,6 @@ BUILD_STAGE = "stage=sandpoint-build"
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheels of Sandpoint, all that it needs, and what builds it."""

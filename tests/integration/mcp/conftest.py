@@ -15,11 +15,6 @@ Mode = Literal["auto", "legacy"]
 Connect = Callable[..., AbstractAsyncContextManager[Client]]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=["auto", "legacy"])
 def mode(request: pytest.FixtureRequest) -> Mode:
     revision: Mode = request.param

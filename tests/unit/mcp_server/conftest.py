@@ -4,10 +4,5 @@ from helpers.mcp import FakeService
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def service() -> FakeService:
     return FakeService()

@@ -1,11 +1,13 @@
 """How much runs at once, and that quick things do not wait for long ones."""
 
+from contextlib import AsyncExitStack
+
 import anyio
 import anyio.lowlevel
 import pytest
 
 from sandpoint.errors import ServerBusyError
-from sandpoint.mcp_server.limits import Gate
+from sandpoint.mcp_server.limits import QUICK_OPERATIONS, Gate
 from sandpoint.mcp_server.logs import Call, current_call
 
 pytestmark = pytest.mark.anyio
@@ -51,6 +53,19 @@ async def test_listing_has_room_of_its_own() -> None:
                     pass
         finally:
             current_call.reset(token)
+
+
+async def test_who_is_sent_away_is_told_how_many_were_before_it() -> None:
+    gate = Gate(1, 0)
+    token = current_call.set(Call(tool="list_backups"))
+    try:
+        async with AsyncExitStack() as entered:
+            for _ in range(QUICK_OPERATIONS):
+                await entered.enter_async_context(gate.enter())
+            with pytest.raises(ServerBusyError, match=f"^{QUICK_OPERATIONS} operations of other clients"):
+                await entered.enter_async_context(gate.enter())
+    finally:
+        current_call.reset(token)
 
 
 async def test_a_closed_gate_lets_out_and_not_in_and_sends_those_that_wait_away() -> None:

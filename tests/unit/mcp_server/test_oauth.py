@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from helpers.issuer import Issuer
-from sandpoint.mcp_server.oauth import IssuedTokens, IssuerKeys, IssuerUnavailableError
+from sandpoint.mcp_server.login import IssuerUnavailableError
+from sandpoint.mcp_server.oauth import IssuedTokens, IssuerKeys
 
 pytestmark = pytest.mark.anyio
 

@@ -30,7 +30,7 @@ MAX_TEXT = 2048
 
 
 async def told(service: FakeService, where: Where, mode: Literal["auto", "legacy"]) -> dict[str, Any]:
-    async with Client(build_lazy_server(OneService(lambda: service), where=where), mode=mode) as client:
+    async with Client(build_lazy_server(OneService(service), where=where), mode=mode) as client:
         tools = (await client.list_tools()).tools
         return {
             "instructions": client.instructions,
@@ -50,7 +50,7 @@ async def test_what_a_client_is_told_is_what_was_reviewed(
 async def test_prompts_and_resources_are_what_was_reviewed(
     service: FakeService, mode: Literal["auto", "legacy"]
 ) -> None:
-    async with Client(build_lazy_server(OneService(lambda: service), where=Where()), mode=mode) as client:
+    async with Client(build_lazy_server(OneService(service), where=Where()), mode=mode) as client:
         listed: dict[str, Sequence[BaseModel]] = {
             "prompts": (await client.list_prompts()).prompts,
             "resources": (await client.list_resources()).resources,

@@ -18,11 +18,6 @@ KINDS = ("local", "s3", "s3-https-prefix")
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """The server, with its credentials in the environment, and no endpoint."""
     for name, value in s3_server.environment().items():
