@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from helpers.place import Place
-from helpers.trees import Listing, assert_same, list_tree, write
-from sandpoint.engine.manifest import Manifest
-from sandpoint.engine.walk import walk_tree
+from helpers.trees import ACL_ACCESS, Listing, assert_same, list_tree, make_acl, write
+from sandpoint.engine import upper
+from sandpoint.engine.manifest import Entry, Manifest
+from sandpoint.engine.walk import _Walk, moved_since, walk_tree
 from sandpoint.models import Backup, Progress
 
 QUIET = "quiet"
@@ -132,6 +133,25 @@ def test_files_that_grow(captured: Place) -> None:
     assert_restorable(captured, backup)
 
 
+def test_a_file_that_never_rests_keeps_its_acl(live: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = live.tree / "busy" / "log"
+    write(log, "a line\n")
+    os.setxattr(log, ACL_ACCESS, make_acl(user=4242))
+
+    def append_and_look(view: int, manifest: Manifest) -> list[Entry]:
+        with log.open("a") as file:
+            file.write("another line\n")
+        return moved_since(view, manifest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sandpoint.engine.capture_full.moved_since", append_and_look)
+        backup = live.create()
+
+    assert backup.unstable_paths == ("busy/log",)
+    assert_restorable(live, backup)
+    assert os.getxattr(live.base / "other" / "busy" / "log", ACL_ACCESS) == make_acl(user=4242)
+
+
 def test_files_and_folders_that_come_and_go(captured: Place) -> None:
     def come_and_go(number: int) -> None:
         folder = captured.tree / "busy" / f"dir{number % 10}"
@@ -189,6 +209,94 @@ def test_hard_links_that_come_and_go(captured: Place) -> None:
     with busy(relink):
         backup = captured.create()
     assert_restorable(captured, backup)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_that_is_moved_behind_the_back_of_the_walk_is_not_lost(
+    live: Place, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """It comes into the folder that was listed first, out of the other one."""
+    folders = [live.tree / "one", live.tree / "two"]
+    for folder in folders:
+        write(folder / f"of {folder.name}", folder.name)
+    live.create()
+    visit = _Walk._directory
+    visited: list[Path] = []
+    walks = 0
+
+    def visit_and_move(self: _Walk, path: bytes) -> None:
+        nonlocal walks
+        folder = live.tree / os.fsdecode(path)
+        if folder == live.tree:
+            walks += 1
+            for came in visited[:1]:
+                for other in folders:
+                    with suppress(FileNotFoundError):
+                        (came / f"of {other.name}").rename(other / f"of {other.name}")
+            visited.clear()
+        visit(self, path)
+        if folder in folders:
+            visited.append(folder)
+            if len(visited) == 1 and walks <= times:
+                (other,) = {*folders} - {folder}
+                (other / f"of {other.name}").rename(folder / f"of {other.name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Walk, "_directory", visit_and_move)
+        backup = live.create()
+
+    assert (backup.kind, walks) == ("delta", 2)
+    if times == 2:
+        assert backup.unstable_paths == (visited[0].name,)
+        backup = live.create()
+    assert backup.unstable_paths == ()
+    live.restore(backup.id, dir=live.base / "other", undo=False)
+    assert {path.read_text() for path in (live.base / "other").glob("*/of *")} == {"one", "two"}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_that_is_moved_behind_the_back_of_a_look_at_an_overlay_is_not_lost(
+    live: Place, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    folders = [live.tree / "one", live.tree / "two"]
+    for folder in folders:
+        write(folder / f"of {folder.name}", folder.name)
+    live.restore(live.create().id, mode="overlay", undo=False)
+    for folder in folders:
+        write(folder / "more", "so that it lies in the upper layer")
+    listed = upper._listed
+    visited: list[Path] = []
+    looks = 0
+
+    def list_and_move(fd: int, above: bytes) -> list[tuple[bytes, bool, bool]]:
+        nonlocal looks
+        folder = live.tree / os.fsdecode(above)
+        if folder == live.tree:
+            looks += 1
+            for came in visited[:1]:
+                for other in folders:
+                    with suppress(FileNotFoundError):
+                        (came / f"of {other.name}").rename(other / f"of {other.name}")
+            visited.clear()
+        found = listed(fd, above)
+        if folder in folders:
+            visited.append(folder)
+            if len(visited) == 1 and looks <= times:
+                (other,) = {*folders} - {folder}
+                (other / f"of {other.name}").rename(folder / f"of {other.name}")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upper, "_listed", list_and_move)
+        backup = live.create()
+
+    assert (backup.kind, looks) == ("delta", 2)
+    if times == 2:
+        assert backup.unstable_paths == (visited[0].name,)
+        backup = live.create()
+    assert backup.unstable_paths == ()
+    live.restore(backup.id, dir=live.base / "other", undo=False)
+    assert {path.read_text() for path in (live.base / "other").glob("*/of *")} == {"one", "two"}
 
 
 def test_a_restore_of_a_tree_that_is_written_to_is_right_once_it_is_quiet(live: Place) -> None:

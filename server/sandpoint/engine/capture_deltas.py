@@ -18,6 +18,7 @@ from sandpoint.engine.freezing import (
     Copies,
     Freezer,
     files_of,
+    files_to_copy,
     look_again,
     paused,
     settled_before,
@@ -36,7 +37,7 @@ from sandpoint.engine.stamps import Stamps
 from sandpoint.engine.state import State
 from sandpoint.engine.tools import Monitor
 from sandpoint.engine.upper import Changed, Past, changed_since, delta_manifest, made_anew
-from sandpoint.engine.walk import Looking, beyond_squashfs, walk_if_changed, walk_tree
+from sandpoint.engine.walk import Looking, beyond_squashfs, came_unseen, walk_if_changed, walk_tree
 from sandpoint.errors import BackupIntegrityError, StoreUnavailableError
 from sandpoint.models import CaptureRequest, Parent, StoredFile
 
@@ -130,6 +131,18 @@ def _rules(request: CaptureRequest, place: Place, state: State, monitor: Monitor
 
 def _walk(parent: Manifest, place: Place, rules: Rules, monitor: Monitor) -> Manifest | None:
     """Return the tree as it is; None where stamps prove that it is the parent's."""
+    found, unseen = None, list[bytes]()
+    for _ in range(ATTEMPTS):
+        found = _walk_once(parent, place, rules, monitor)
+        unseen = came_unseen(place.fd, found, rules) if found is not None else []
+        if not unseen:
+            break
+    if found is None or not unseen:
+        return found
+    return Manifest(msgspec.structs.replace(found.header, unstable=tuple(sorted(unseen))), found.entries)
+
+
+def _walk_once(parent: Manifest, place: Place, rules: Rules, monitor: Monitor) -> Manifest | None:
     if not place.stamps:
         return walk_tree(place.fd, rules, started_ns=0, stamps=False, boundaries=place.boundaries)
     return walk_if_changed(place.fd, rules, **_looking(parent, place, monitor))
@@ -185,6 +198,7 @@ def _frozen_since(
     rules = _rules(request, place, state, monitor)
     comparison = Comparison(owners=True)
     present = walked = walk_tree(place.fd, rules, **_looking(parent, place, monitor))
+    compared: set[bytes] = set()
     different: set[bytes] = set()
 
     def compare(doubtful: list[Entry], tree: Roots, *, write_out: bool) -> set[bytes]:
@@ -197,6 +211,7 @@ def _frozen_since(
 
     def differ_before(doubtful: list[Entry]) -> set[bytes]:
         alike = [entry for entry in doubtful if comparison.same(parent.entries[entry.path], entry)]
+        compared.update(entry.path for entry in alike)
         different.update(compare(alike, always(place.fd), write_out=True))
         return different
 
@@ -207,12 +222,13 @@ def _frozen_since(
         copies.take(place.fd, files_of(delta.entries), check, write_out=write_out_itself)
         with Stamps(place.fd, walked, check) as stamps, paused(freezer) as pause:
             again = look_again(stamps, place.fd, walked, rules, check)
-            copies.take(place.fd, files_of(again.entries.values()), check)
-        present = again.applied_to(walked, files_of(again.entries.values()))
+            files = files_to_copy(again, walked, parent, copies)
+            copies.take(place.fd, files, check)
+        present = again.applied_to(walked, files)
 
         def differ(doubtful: list[Entry]) -> set[bytes]:
             alike = [entry for entry in doubtful if comparison.same(parent.entries[entry.path], entry)]
-            known = {entry.path for entry in alike if walked.entries.get(entry.path) is entry}
+            known = {entry.path for entry in alike if walked.entries.get(entry.path) is entry} & compared
             lost = {entry.path for entry in alike if entry.path not in known and copies.of(entry) is None}
             copied = [entry for entry in alike if entry.path not in known | lost]
             return (known & different) | lost | compare(copied, copies, write_out=False)
@@ -281,7 +297,8 @@ def _as_delta_has_it(present: Manifest, moved: Mapping[bytes, int]) -> Manifest:
         size = moved.get(entry.hardlink or path)
         if size is not None and not entry.is_dir:
             entries[path] = msgspec.structs.replace(entry, size=size, ino=0, ctime_ns=0)
-    return Manifest(msgspec.structs.replace(present.header, unstable=tuple(sorted(moved))), entries)
+    unstable = tuple(sorted({*present.header.unstable, *moved}))
+    return Manifest(msgspec.structs.replace(present.header, unstable=unstable), entries)
 
 
 def _on_overlay(
@@ -306,18 +323,19 @@ def _on_overlay(
         with open(transfer.fetch(parent.manifests[-1], state, monitor.check), "rb") as file:
             header = read_header(file)
         past = _past(header, parent, overlay, layers, place, state, monitor)
+        rules = _rules(request, place, state, monitor)
         look = partial(
             changed_since,
             before,
             place.fd,
             [(b"", upper)],
             monitor.check,
-            rules=_rules(request, place, state, monitor),
+            rules=rules,
             links=header.hardlinks,
             made=made_anew(header),
             past=past,
         )
-        upon = _Upon(request, parent, header, past, before, upper, place, look, monitor)
+        upon = _Upon(request, parent, header, past, before, upper, place, rules, look, monitor)
         if freezer is None:
             return _capture_upper(upon)
         return _frozen_upper(upon, work, freezer)
@@ -334,17 +352,28 @@ class _Upon:
     before: int
     upper: int
     place: Place
+    rules: Rules
     look: Callable[[], Changed]
     monitor: Monitor
+
+    def look_well(self) -> Changed:
+        """Look again if something came where it had been looked already; name where that goes on."""
+        for _ in range(ATTEMPTS):
+            changed = self.look()
+            unseen = came_unseen(self.place.fd, changed.now, self.rules, upper=self.upper)
+            if not unseen:
+                break
+        header = msgspec.structs.replace(changed.now.header, unstable=tuple(sorted(unseen)))
+        return replace(changed, now=Manifest(header, changed.now.entries))
 
 
 def _capture_upper(upon: _Upon) -> Made | None:
     stamps = upon.place.upper_is_stamped()
     for _ in range(ATTEMPTS):
         started = time.time_ns()
-        changed = upon.look()
+        changed = upon.look_well()
         if changed.plan.is_empty:
-            return _grown(upon.parent, upon.past, changed, None, None, upon.header)
+            return _unchanged_upper(upon, changed)
         if upon.request.look:
             return None
         delta = Delta(changed.plan, changed.now)
@@ -373,7 +402,7 @@ def _frozen_upper(upon: _Upon, work: str, freezer: Freezer) -> Made | None:
             files = [each for each in files_of(delta.entries) if not copies.has(each, settled_before(started))]
             copies.take(place.fd, files, check)
         if changed.plan.is_empty:
-            made = _grown(upon.parent, upon.past, changed, None, None, upon.header)
+            made = _unchanged_upper(upon, changed)
         elif not _fits_tar(delta):
             return None
         else:
@@ -392,11 +421,16 @@ def _sealed_upper(
         started_ns=started,
         stamps=stamps,
         device=os.fstat(upon.place.fd).st_dev,
-        unstable=tuple(sorted(moved)),
+        unstable=changed.now.header.unstable,
     )
     stored = delta_manifest(now, changed, delta.brought, upon.before, upon.past)
     with transfer.sealing(layer_file(upon.request), upon.monitor.check) as sealed:
         return _grown(upon.parent, upon.past, changed, sealed(), stored.content, stored.header)
+
+
+def _unchanged_upper(upon: _Upon, changed: Changed) -> Made:
+    header = msgspec.structs.replace(upon.header, unstable=changed.now.header.unstable)
+    return _grown(upon.parent, upon.past, changed, None, None, header)
 
 
 def _grown(

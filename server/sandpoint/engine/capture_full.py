@@ -15,7 +15,7 @@ from sandpoint.engine.contents import always, differing
 from sandpoint.engine.ignore import Rules, git_ignored
 from sandpoint.engine.layers import opened_layer
 from sandpoint.engine.made import ATTEMPTS, Made, covered, layer_file, made_of
-from sandpoint.engine.manifest import Entry, Manifest, display, make_manifest, parent
+from sandpoint.engine.manifest import ACL_PREFIX, Entry, Manifest, display, has_acl, make_manifest, parent
 from sandpoint.engine.place import Place, settle
 from sandpoint.engine.plan import is_at_or_below
 from sandpoint.engine.state import State
@@ -273,6 +273,14 @@ def _linked_as_in_layer(entries: Sequence[Entry], layer: int) -> list[Entry]:
     return list(by_path.values())
 
 
+def _with_acls(there: Entry, before: Entry | None) -> Entry:
+    """Return a layer's entry with the ACLs that a walk saw: squashfs keeps none."""
+    if before is None or before.kind != there.kind or not has_acl(before.xattrs):
+        return there
+    acls = {name: value for name, value in (before.xattrs or {}).items() if name.startswith(ACL_PREFIX)}
+    return msgspec.structs.replace(there, xattrs={**(there.xattrs or {}), **acls})
+
+
 def _take_from_layer(entries: dict[bytes, Entry], manifest: Manifest, layer: int, path: bytes) -> None:
     pending = [path]
     while pending:
@@ -285,7 +293,7 @@ def _take_from_layer(entries: dict[bytes, Entry], manifest: Manifest, layer: int
             entries.pop(current, None)
             continue
         if before is None or not (before.is_dir and there.is_dir):
-            entries[current] = there
+            entries[current] = _with_acls(there, before)
         if there.is_dir:
             prefix = current + b"/" if current else b""
             names = {prefix + os.fsencode(name) for name in _names(layer, current or b".")}

@@ -237,13 +237,16 @@ class Again:
 
 
 def unproven(tree: Manifest, changed: Iterable[Entry]) -> Manifest:
-    """Return a tree without the stamps of files that were not written out before they were read."""
+    """Return a tree without the stamps of files that were not written out before they were read, by all their names."""
+    paths = {each.path for each in changed}
+    if not paths:
+        return tree
     stripped = {
-        each.path: msgspec.structs.replace(tree.entries[each.path], ctime_ns=0, ino=0)
-        for each in changed
-        if each.path in tree.entries
+        path: msgspec.structs.replace(entry, ctime_ns=0, ino=0)
+        for path, entry in tree.entries.items()
+        if path in paths or entry.hardlink in paths
     }
-    return Manifest(tree.header, tree.entries | stripped) if stripped else tree
+    return Manifest(tree.header, tree.entries | stripped)
 
 
 def look_again(stamps: Stamps, root: int, tree: Manifest, rules: Rules, check: Check) -> Again:
@@ -333,6 +336,28 @@ def _are_linked(again: Again, root: int, tree: Manifest) -> bool:
 def files_of(entries: Iterable[Entry]) -> list[Entry]:
     """Return those whose content has to be copied; an empty file's too, for it is not to be read again either."""
     return [entry for entry in entries if entry.is_file and not entry.hardlink]
+
+
+def files_to_copy(again: Again, walked: Manifest, parent: Manifest, copies: Copies) -> list[Entry]:
+    """Return the files to copy in the pause: what is not as it was, and what a delta brings with it.
+
+    That is what is linked with it, or was: no stamp says that another name of a file is gone with its directory.
+
+    Args:
+        again: What is not as it was.
+        walked: The directory as it was.
+        parent: What the delta is upon.
+        copies: What was copied before.
+    """
+    files = files_of(again.entries.values())
+    if again.tree is None:
+        return files
+    now, before = again.tree.entries, walked.entries
+    changed = again.entries.keys() | (before.keys() - now.keys())
+    groups = (*parent.header.hardlinks, *walked.header.hardlinks, *again.tree.header.hardlinks)
+    linked = {path for group in groups if not changed.isdisjoint(group) for path in group if path in now}
+    left = (now[path] for path in linked - again.entries.keys())
+    return files + [entry for entry in files_of(left) if copies.of(entry) is None]
 
 
 def write_out_upper(upper: int) -> Callable[[Entry, int], None]:

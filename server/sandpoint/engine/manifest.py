@@ -192,7 +192,9 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
         return manifest
 
     def since(self, parent: "Manifest", brought: Collection[bytes]) -> "Manifest":
-        """Return the manifest of a delta: all that is not just as the parent's says.
+        """Return the manifest of a delta: all that is not just as the parent's says, or is in the delta's layer.
+
+        What has no stamp may look just as it did, and hold something else.
 
         Args:
             parent: The manifest that this one is a later state of.
@@ -201,7 +203,7 @@ class Manifest(msgspec.Struct, frozen=True, dict=True):
         entries = {
             path: entry
             for path, entry in self.entries.items()
-            if (before := parent.entries.get(path)) is not entry and before != entry
+            if path in brought or ((before := parent.entries.get(path)) is not entry and before != entry)
         }
         return Manifest(
             msgspec.structs.replace(

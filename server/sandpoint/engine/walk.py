@@ -364,7 +364,7 @@ def beyond_squashfs(entries: Collection[Entry], mounts: frozenset[bytes], *, del
 def moved_since(root: int, manifest: Manifest) -> list[Entry]:
     """Return the entries that may have changed since the manifest's capture began.
 
-    An entry is among them when its stamp is not older than the beginning, or it is gone.
+    An entry is among them when its stamp is another one or not older than the beginning, or it is gone.
     """
     settled = manifest.header.started_ns - CLOCK_GRAIN_NS
     moved = []
@@ -374,6 +374,51 @@ def moved_since(root: int, manifest: Manifest) -> list[Entry]:
         except OSError:
             moved.append(entry)
             continue
-        if status.st_ctime_ns >= settled or number_of(status) != entry.ino:
+        # Another stamp may well be older than the beginning: the clock may have been set back meanwhile.
+        if status.st_ctime_ns >= settled or (status.st_ctime_ns, number_of(status)) != (entry.ctime_ns, entry.ino):
             moved.append(entry)
     return moved
+
+
+def came_unseen(root: int, manifest: Manifest, rules: Rules, *, upper: int | None = None) -> list[bytes]:
+    """Return the directories that hold, after a walk, names which it did not see there.
+
+    It may have come by when what they name was not there yet, and by the place from where that was moved when it was
+    there no more.
+
+    Args:
+        root: A descriptor of the directory.
+        manifest: What was found in it.
+        rules: What is left out.
+        upper: Where only what lies in an overlay's upper layer was looked at, a descriptor of that.
+    """
+    header = manifest.header
+    seen = frozenset((*header.mounts, *header.excluded))
+    found = []
+    for path, entry in manifest.entries.items():
+        if entry.is_dir and path not in seen:
+            with suppress(OSError):  # it is gone, with all that came
+                status = os.stat(path or b".", dir_fd=root, follow_symlinks=False)
+                if (status.st_ctime_ns, number_of(status)) != (entry.ctime_ns, entry.ino) and any(
+                    each not in manifest.entries and each not in seen and _is_of_tree(root, each, rules)
+                    for each in _listed(root if upper is None else upper, path)
+                ):
+                    found.append(path)
+    return found
+
+
+def _listed(root: int, directory: bytes) -> list[bytes]:
+    fd = linux.openat2(directory or b".", _OPEN_DIRECTORY, dir_fd=root, resolve=INSIDE)
+    try:
+        prefix = directory + b"/" if directory else b""
+        return [prefix + os.fsencode(name) for name in os.listdir(fd)]
+    finally:
+        os.close(fd)
+
+
+def _is_of_tree(root: int, path: bytes, rules: Rules) -> bool:
+    try:
+        status = os.stat(path, dir_fd=root, follow_symlinks=False)
+    except OSError:
+        return False
+    return not rules.excludes(path, is_dir=stat.S_ISDIR(status.st_mode))

@@ -240,6 +240,61 @@ def test_what_is_written_after_the_pause_is_not_in_it(
     assert here.run(here.service.verify, backup.id).ok
 
 
+def test_what_is_read_in_the_pause_is_in_each_backup_though_its_size_and_time_are_as_in_the_one_before(
+    here: Sandboxed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.create()
+    file = here.tree / "dir0" / "file0"
+
+    def change(content: str) -> None:
+        write(file, content)
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+
+    for number, content in enumerate(("first", "later")):
+        with monkeypatch.context() as patch:
+            before_the_pause(patch, partial(change, content))
+            backup = here.create(freeze=True)
+        assert backup.kind == "delta"
+        assert_brings_back(here, backup, f"/workspace/out{number}")
+
+
+def test_hard_links_whose_directory_is_renamed_before_the_pause_are_as_they_were_in_it(
+    here: Sandboxed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.link(here.tree / "dir0" / "file0", here.tree / "dir1" / "link")
+    here.create()
+    paused: list[Listing] = []
+    before_the_pause(monkeypatch, lambda: (here.tree / "dir1").rename(here.tree / "renamed"))
+    after_the_pause(
+        monkeypatch,
+        lambda: paused.append(here.listing()),
+        lambda: write(here.tree / "dir0" / "file0", "written after the pause"),
+    )
+    backup = here.create(freeze=True)
+
+    assert (backup.kind, backup.unstable_paths) == ("delta", ())
+    here.restore(backup.id, dir="/workspace/out", undo=False)
+    assert_same(paused[0], here.listing("/workspace/out"))
+
+
+def test_a_file_that_was_a_link_at_the_walk_and_is_alone_in_the_pause_has_the_bytes_of_then(
+    here: Sandboxed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = here.tree / "dir0" / "file0", here.tree / "dir1" / "file1"
+    write(file, "before")
+    write(other, "behind")
+    for path in (file, other):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    here.create()
+    file.unlink()
+    os.link(other, file)
+    before_the_pause(monkeypatch, lambda: other.parent.rename(here.outside("/workspace/elsewhere")))
+    backup = here.create(freeze=True)
+
+    assert backup.kind == "delta"
+    assert_brings_back(here, backup)
+
+
 def test_a_database_of_one_file_that_never_rests_is_not_read_whole_in_the_pause(
     here: Sandboxed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

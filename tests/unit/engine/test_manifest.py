@@ -256,3 +256,12 @@ def test_acls_among_xattrs() -> None:
 def test_kinds() -> None:
     assert (folder(b"").is_dir, entry(b"").is_file, entry(b"", stat.S_IFLNK).is_symlink) == (True, True, True)
     assert entry(b"", os.stat("/dev/null").st_mode).kind == stat.S_IFCHR
+
+
+def test_what_a_delta_brings_is_in_its_manifest_though_it_looks_as_before() -> None:
+    unstamped = entry(b"file", size=3, ctime_ns=0, ino=0)
+    older = manifest(entry(b"other"), unstamped)
+    delta = manifest(entry(b"other"), entry(b"file", size=3, ctime_ns=0, ino=0)).since(older, {b"file"})
+
+    assert delta.header.kept == ()
+    assert Manifest.from_chain([older.content, delta.content]).layers == {b"file": 1}

@@ -310,6 +310,13 @@ def test_one_entry_is_as_the_walk_finds_it(tmp_path: Path) -> None:
             entry_of(b"gone", fd, b"gone")
 
 
+def wait_for_another_stamp(path: Path) -> None:
+    """Write to a file until that shows in its ctime: the kernel's clock has a grain."""
+    before = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == before:
+        path.write_text("x")
+
+
 def moved(tmp_path: Path, change: Callable[[], object]) -> set[bytes]:
     (tmp_path / "a").touch()
     (tmp_path / "d").mkdir()
@@ -331,6 +338,16 @@ def test_a_write_moves_the_file_and_an_addition_its_directory(tmp_path: Path) ->
 
 def test_an_addition_moves_the_directory(tmp_path: Path) -> None:
     assert moved(tmp_path, lambda: (tmp_path / "d" / "new").touch()) == {b"d"}
+
+
+def test_a_write_is_seen_though_the_clock_was_set_back_before_it(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    in_an_hour = time.time_ns() + 3600 * 10**9
+    with opened(tmp_path) as fd:
+        made = walk_tree(fd, Rules(), started_ns=in_an_hour, stamps=True)
+        wait_for_another_stamp(tmp_path / "a")
+        assert {entry.path for entry in moved_since(fd, made)} == {b"a"}
 
 
 def test_a_removal_moves_both(tmp_path: Path) -> None:
