@@ -5,12 +5,20 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from helpers.docker import Engine, Target
     from helpers.lanes import Lanes
     from helpers.proxy import Proxy
     from helpers.s3 import S3Server
+
+
+# How long an example takes, or is drawn for, says nothing on a machine that runs other tests beside.
+settings.register_profile(
+    "beside others", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("beside others")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -427,6 +427,7 @@ def test_a_server_that_has_ended_is_told(tmp_path: Path, browser: Browser) -> No
     write(place.tree / "file", "x")
     place.create(name="first")
     with Window(place.tree, store=place.store, state=place.state) as window, browser.new_page() as page:
+        page.set_default_timeout(PATIENCE_MS)
         page.goto(window.link)
         settled(page)
         assert window.interrupt() == 0
@@ -446,6 +447,7 @@ def test_a_reload_goes_on_and_a_link_that_was_used_is_refused(
     expect(page.locator(".row")).to_have_count(1)
     with browser.new_context() as other:
         stranger = other.new_page()
+        stranger.set_default_timeout(PATIENCE_MS)
         stranger.goto(used)
         expect(stranger.get_by_role("alert")).to_contain_text("a link works once")
         expect(stranger.locator(".row")).to_have_count(0)

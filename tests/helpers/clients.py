@@ -40,7 +40,7 @@ def run_node(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -89,7 +89,7 @@ class Sandpoint:
                 assert process.poll() is None, log.read_text()
                 yield _urls(log)[0]
                 process.terminate()
-                assert process.wait(30) == 0, log.read_text()
+                assert process.wait(60) == 0, log.read_text()
             finally:
                 process.kill()
 
@@ -137,7 +137,7 @@ class TypeScriptClient:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            status = self._process.wait(20)
+            status = self._process.wait(60)
         finally:
             self._process.kill()
             self._process.wait()

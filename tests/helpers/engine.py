@@ -1,5 +1,6 @@
 """What the engine's unit tests share: entries, manifests, and walks of a real directory."""
 
+import gc
 import os
 import stat
 import time
@@ -43,6 +44,12 @@ def folder(path: bytes, **changes: Any) -> Entry:
 def manifest(*entries: Entry, header: Header = HEADER) -> Manifest:
     """A manifest of these entries and the directory itself."""
     return make_manifest(header, (folder(b""), *entries))
+
+
+def count_descriptors() -> int:
+    """Return how many descriptors are open here, less those of what earlier tests have left to the collector."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 @contextmanager

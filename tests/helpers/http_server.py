@@ -53,7 +53,7 @@ class HttpServer:
             self.lines.append({"message": "ended"})
             self._told.notify_all()
 
-    def wait_for(self, message: str, *, timeout: float = 30, **fields: object) -> Line:
+    def wait_for(self, message: str, *, timeout: float = 60, **fields: object) -> Line:
         """Wait until a line was logged, and return it."""
 
         def found() -> Line | None:
@@ -98,12 +98,12 @@ class HttpServer:
         process = psutil.Process(self.process.pid)
         return process.memory_info().rss, process.num_fds(), process.num_threads()
 
-    def end(self, how: signal.Signals = signal.SIGTERM, *, timeout: float = 30) -> int:
+    def end(self, how: signal.Signals = signal.SIGTERM, *, timeout: float = 60) -> int:
         """Stop it, and return its exit status."""
         self.process.send_signal(how)
         return self.wait(timeout=timeout)
 
-    def wait(self, *, timeout: float = 30) -> int:
+    def wait(self, *, timeout: float = 60) -> int:
         """Wait for its end, and return its exit status."""
         status = self.process.wait(timeout)
         self._reader.join(timeout)

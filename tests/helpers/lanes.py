@@ -4,7 +4,11 @@ from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-ON_THE_ENGINE = ("tests/integration/docker/", "tests/unit/sandboxes/")
+ON_THE_ENGINE = (
+    "tests/integration/docker/",
+    "tests/unit/sandboxes/",
+    "tests/e2e/test_examples.py::test_a_database_in_a_container",
+)
 """Their tests look at all that is on the Docker engine, and prune it: one at a time."""
 
 

@@ -85,7 +85,7 @@ def put_tool(folder: Path, name: str, script: str) -> str:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - what it waits for is another process
             await anyio.sleep(0.02)
 

@@ -230,7 +230,7 @@ def test_a_fork_unpacks_it_once(store: Place, monkeypatch: pytest.MonkeyPatch) -
         assert unpacked.count(hashlib.sha256(archive_in(store, backup_id)).hexdigest()) == 1
         for each in dirs:
             assert_same(in_whole_seconds(list_tree(store.tree)), in_whole_seconds(list_tree(Path(each))))
-    assert len(store.loops()) == 1
+    store.assert_loops(1)
     for each in dirs:
         store.unmount(Path(each), undo=False)
     store.assert_unmounted()

@@ -85,12 +85,12 @@ def test_overlays_share_one_loop_device_for_each_layer(place: Place, backup_id: 
     fork(place, backup_id, *dirs, mode="overlay")
     layers = place.run(place.service.get, backup_id)
     assert layers.kind == "delta"
-    assert len(place.loops()) == len(set(place.loops())) == 2
+    place.assert_loops(2)
     assert sorted(place.mounts()) == sorted(map(str, dirs))
     for dir in dirs[1:]:
         place.unmount(dir)
     assert shown(dirs[0]) == shown(place.tree)
-    assert len(place.loops()) == 2
+    place.assert_loops(2)
     place.unmount(dirs[0])
     place.assert_unmounted()
 

@@ -19,7 +19,7 @@ from sandpoint.errors import SandpointError
 
 SECRET = b"TOP SECRET, of root alone\n"
 ROUNDS = 6
-MOST_SECONDS = 20.0
+MOST_SECONDS = 60.0
 ATTACKER = 65534
 
 Attack = Callable[[Path, Path, int], None]

@@ -48,7 +48,7 @@ class Machine:
 def machine(
     tmp_path: Path, s3_server: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Machine:
-    hurry(monkeypatch)
+    hurry(monkeypatch, timeout_s=30.0)
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_text("content\n")
     environment = s3_server.environment() | {

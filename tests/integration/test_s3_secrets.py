@@ -117,7 +117,7 @@ def test_no_secret_in_logs_results_or_children(
     monkeypatch: pytest.MonkeyPatch,
     direct: bool,
 ) -> None:
-    hurry(monkeypatch)
+    hurry(monkeypatch, timeout_s=30.0)
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     # Loggers are there once what logs is loaded.
@@ -156,7 +156,7 @@ def test_no_secret_in_an_error_or_its_traceback(
     direct: bool,
     fault: Fault,
 ) -> None:
-    hurry(monkeypatch)
+    hurry(monkeypatch, timeout_s=30.0)
     place = BucketPlace(tmp_path / "here", s3_server, url=s3_proxy.url, direct=direct)
     write(place.tree / "file", "content\n")
     for after in range(2):

@@ -121,7 +121,7 @@ def test_a_fork_downloads_once_and_its_trees_are_independent(here: BucketPlace, 
     expected = in_whole_seconds(list_tree(here.tree))
     for each in dirs:
         assert_same(expected, in_whole_seconds(list_tree(Path(each))))
-    assert len(there.loops()) == 2  # a device for each layer, whoever shows it
+    there.assert_loops(2)  # a device for each layer, whoever shows it
     Path(dirs[0], "src", "app.py").write_text("mine\n")
     assert_same(expected, in_whole_seconds(list_tree(Path(dirs[1]))))
     assert there.run(there.service.verify, backup.id).ok

@@ -83,7 +83,7 @@ async def test_a_waiting_operation_that_is_cancelled_gives_its_place_up(small: P
             await small.service.create(str(small.tree))
         assert waiting.cancelled_caught
         assert len(list((small.state / "turns").iterdir())) == 2  # the lock, and the turn that is held
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await small.service.create(str(small.tree))
     small.assert_clean()
 
@@ -92,7 +92,7 @@ async def test_an_operation_that_fails_gives_its_turn_back(small: Place) -> None
     with pytest.raises(ValueError, match="on purpose"):
         async with small.sandbox.turn():
             raise ValueError("on purpose")
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await small.service.create(str(small.tree))
 
 
@@ -138,7 +138,7 @@ def tickets(state: Path) -> int:
 
 
 async def wait_for_tickets(state: Path, number: int) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while tickets(state) != number:  # noqa: ASYNC110 - of other processes
             await anyio.sleep(0.01)
 
@@ -185,7 +185,7 @@ async def test_a_killed_waiter_blocks_nobody(small: Place) -> None:
         await wait_for_tickets(small.state, 2)
         process.kill()
         await anyio.to_thread.run_sync(process.wait)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await small.service.create(str(small.tree))
     small.assert_clean()
 
@@ -194,7 +194,7 @@ async def test_sandboxes_of_their_own_do_not_wait(small: Place) -> None:
     other = Place(small.base, state=small.base / "state2")
     before = list_tree(small.tree)
     async with small.sandbox.turn():
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             backup = await other.service.create(str(small.tree))
     await small.service.restore(backup.id)
     assert_same(before, list_tree(small.tree))

@@ -197,6 +197,9 @@ class Line:
 
     def close(self) -> None:
         """Close the connection, if there is one."""
+        for key in self._manager.pools.keys():  # noqa: SIM118 - it cannot be iterated
+            # To forget a pool is not to close it, where an error still holds the answer that came by it.
+            self._manager.pools[key].close()
         self._manager.clear()
         with self._lock:
             self._drop_twin()

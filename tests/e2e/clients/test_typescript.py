@@ -65,7 +65,8 @@ def put_stoppable_mksquashfs(base: Path) -> Path:
     folder.mkdir()
     real = shutil.which("mksquashfs")
     tool = folder / "mksquashfs"
-    tool.write_text(f'#!/bin/sh\n[ -e {base}/hold ] && echo $$ >{base}/held && exec sleep 300\nexec {real} "$@"\n')
+    hangs = f"echo $$ >{base}/held.new && mv {base}/held.new {base}/held && exec sleep 300"
+    tool.write_text(f'#!/bin/sh\n[ -e {base}/hold ] && {hangs}\nexec {real} "$@"\n')
     tool.chmod(0o755)
     return folder
 

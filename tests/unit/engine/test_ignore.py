@@ -177,7 +177,9 @@ RANDOM = st.builds(
 
 
 @given(st.lists(RANDOM, min_size=1, max_size=4))
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_random_excludes_mean_what_git_means_by_them(tree: Path, patterns: list[str]) -> None:
     assert_as_git(tree, patterns)
 

@@ -64,7 +64,9 @@ def assert_applies(folder: Path, name: str, old: Blob | None, new: Blob | None) 
 
 
 @given(TEXTS, TEXTS)
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_git_applies_what_turns_one_text_into_another(tmp_path: Path, old: bytes, new: bytes) -> None:
     assert_applies(tmp_path / "tree", "file", Blob(FILE, old), Blob(FILE, new))
 

@@ -31,7 +31,7 @@ from helpers.changes import (
     expected_changes,
     wait_until_settled,
 )
-from helpers.engine import Stopped
+from helpers.engine import Stopped, count_descriptors
 from helpers.place import bind, mounted, tmpfs
 from helpers.trees import Listing, assert_same, build_small, build_zoo, inodes, list_tree, write
 from sandpoint.engine import linux
@@ -352,7 +352,7 @@ def test_any_of_several_snapshots_comes_back_again_and_again(place: Place) -> No
 def test_it_is_brought_back_many_times(place: Place) -> None:
     build_varied(place.tree)
     taken = place.take()
-    objects, descriptors = place.objects(), len(os.listdir("/proc/self/fd"))
+    objects, descriptors = place.objects(), count_descriptors()
     names = list(ALL_CHANGES)
     for number in range(100):
         ALL_CHANGES[names[number * 7 % len(names)]](place.tree)
@@ -360,7 +360,7 @@ def test_it_is_brought_back_many_times(place: Place) -> None:
         place.assert_clean()
     assert_same(taken[1], list_tree(place.tree))
     assert place.objects() == objects
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert count_descriptors() == descriptors
 
 
 def test_what_no_snapshot_needs_is_removed_and_nothing_else(place: Place) -> None:

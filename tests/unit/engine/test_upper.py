@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.changes import CHANGES, DEEP_PATHS, LINK_VERBS, Step, build_varied, carry_out, expected_changes
-from helpers.engine import Stopped, never, opened, stop, walk
+from helpers.engine import Stopped, count_descriptors, never, opened, stop, walk
 from helpers.place import tmpfs, unmount_all
 from helpers.trees import NAMES, Listing, at, build_zoo, list_tree, write
 from sandpoint.engine import linux
@@ -307,19 +307,19 @@ def test_the_cost_follows_the_change_and_not_the_tree(tmp_path: Path, monkeypatc
 def test_it_can_be_stopped(tmp_path: Path) -> None:
     with overlay(tmp_path, build_varied) as place:
         write(place.merged / "file", b"edited")
-        before = len(os.listdir("/proc/self/fd"))
+        before = count_descriptors()
         with pytest.raises(Stopped):
             place.plan(stop)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert count_descriptors() == before
 
 
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     with overlay(tmp_path, build_varied) as place:
         for name in ("a directory renamed and changed", "a tree added", "a symlink became a directory"):
             CHANGES[name](place.merged)
-        before = len(os.listdir("/proc/self/fd"))
+        before = count_descriptors()
         place.changes()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert count_descriptors() == before
 
 
 def test_files_that_come_and_go_meanwhile_are_no_error(tmp_path: Path) -> None:

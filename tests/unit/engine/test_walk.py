@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.engine import Stopped, opened, walk
+from helpers.engine import Stopped, count_descriptors, opened, walk
 from sandpoint.engine import walk as walking
 from sandpoint.engine.ignore import Rules
 from sandpoint.engine.manifest import Manifest
@@ -172,9 +172,9 @@ def test_a_stop_comes_through(tmp_path: Path) -> None:
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
-    before = len(os.listdir("/proc/self/fd"))
+    before = count_descriptors()
     walk(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert count_descriptors() == before
 
 
 # -- the short-cut --

@@ -59,6 +59,8 @@ def test_a_file_is_run_by_one_worker(pytester: pytest.Pytester) -> None:
         ("tests/unit/engine/test_walk.py::test_it[a::b]", "tests/unit/engine/test_walk.py"),
         ("tests/integration/docker/test_doors.py::test_it", "docker"),
         ("tests/unit/sandboxes/docker/test_unpack.py::test_it", "docker"),
+        ("tests/e2e/test_examples.py::test_a_database_in_a_container_is_rolled_back", "docker"),
+        ("tests/e2e/test_examples.py::test_the_best_of_several_forks_is_taken", "tests/e2e/test_examples.py"),
     ],
 )
 def test_what_uses_the_engine_is_one_lane(test: str, lane: str) -> None:

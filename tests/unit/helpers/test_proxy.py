@@ -193,6 +193,7 @@ def test_a_stalled_request_is_not_answered_and_others_are(
     slow = behind.connect(timeout=0.3)
     with pytest.raises(TimeoutError):
         ask(slow, path="/slow")
+    wait_until(lambda: behind.heard == server_has)
     assert ask(behind.connect()) == (200, BODY)
     assert behind.heard == [*server_has, BODY]
 

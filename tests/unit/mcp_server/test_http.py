@@ -392,7 +392,7 @@ async def test_a_session_that_nobody_uses_is_closed(service: FakeService) -> Non
         await server.open_session()
 
         statuses = {503}
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while 200 not in statuses:
                 statuses.add((await server.request("POST", headers=JSON, body=INITIALIZE)).status)
 
@@ -532,11 +532,11 @@ async def test_open_streams_do_not_hold_the_end_up(service: FakeService, revisio
         accept = "Host: localhost\r\nAccept: application/json, text/event-stream\r\n\r\n"
         await stream.send(f"{head}{accept}".encode() + body)
         assert b"200 OK" in await stream.receive()
-        with anyio.fail_after(2):
+        with anyio.fail_after(30):
             await server.app.drain()
         server.app.end()
         received = b""
-        with anyio.fail_after(2):
+        with anyio.fail_after(30):
             while not received.endswith(b"0\r\n\r\n"):
                 received += await stream.receive()
         await stream.aclose()

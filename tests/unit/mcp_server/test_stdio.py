@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.site import wait_until
+
 TESTS = Path(__file__).parents[2]
+
+PATIENCE_S = 60.0
 
 PROGRAM = """
 import sys
@@ -95,13 +98,15 @@ class Server:
         self.send("tools/call", {"name": tool, "arguments": arguments}, 2)
 
     def wait_for(self, name: str) -> None:
-        subprocess.run(["sh", "-c", f"until [ -e {name} ]; do sleep 0.02; done"], cwd=self.cwd, timeout=10, check=True)
+        subprocess.run(
+            ["sh", "-c", f"until [ -e {name} ]; do sleep 0.02; done"], cwd=self.cwd, timeout=PATIENCE_S, check=True
+        )
 
     def end(self) -> tuple[int, bytes, str]:
         """Wait for the end, and return the status and what was still written."""
         assert self.process.stdout
         assert self.process.stderr
-        status = self.process.wait(timeout=5)
+        status = self.process.wait(timeout=PATIENCE_S)
         return status, self.process.stdout.read(), self.process.stderr.read().decode()
 
 
@@ -173,7 +178,7 @@ def test_a_client_that_is_gone_leaves_no_traceback(start: Start, tmp_path: Path)
     assert server.process.stdout
     server.process.stdout.close()
     server.process.stdin.close()
-    assert server.process.wait(timeout=5) == 0
+    assert server.process.wait(timeout=PATIENCE_S) == 0
     assert server.process.stderr
     assert "Traceback" not in server.process.stderr.read().decode()
     assert (tmp_path / "cleaned").exists()
@@ -216,13 +221,11 @@ PRUNING = "serve(Settings(prune_every=0.00003, keep=KeepRules(keep_last=5, keep_
 
 
 def wait_for_prunes(path: Path, number: int) -> list[str]:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        lines = (path / "asked").read_text().splitlines() if (path / "asked").exists() else []
-        if len(lines) >= number:
-            return lines
-        time.sleep(0.02)
-    raise AssertionError(f"not pruned {number} times")
+    def lines() -> list[str]:
+        return (path / "asked").read_text().splitlines() if (path / "asked").exists() else []
+
+    wait_until(lambda: len(lines()) >= number, lambda: f"not pruned {number} times")
+    return lines()
 
 
 def test_a_server_prunes_at_an_interval_beside_the_calls(start: Start, tmp_path: Path) -> None:
@@ -249,7 +252,9 @@ def test_a_prune_that_fails_is_logged_and_tried_again(start: Start, tmp_path: Pa
     (tmp_path / "failing").touch()
     server = start(PRUNING)
     server.initialize()
-    time.sleep(0.3)
+    for _ in range(2):  # once the store is asked for anew, the first time has failed
+        (tmp_path / "allowed").unlink()
+        wait_until((tmp_path / "allowed").exists)
     (tmp_path / "store").touch()
     wait_for_prunes(tmp_path, 1)
     server.process.terminate()
