@@ -571,6 +571,8 @@ class CompareRequest(StoredBackup):
     excludes: tuple[Pattern, ...] = ()
     use_gitignore: bool = False
     paths: tuple[RelativePath, ...] = ()
+    git_stamps: bool = True
+    """Whether the stamps that git notes of files in its index count, if nothing else is different."""
 
 
 class ApplyRequest(CompareRequest):

@@ -759,6 +759,8 @@ class BackupService:
     async def _differs(self, path: str, metadata: BackupMetadata, report: Report) -> bool:
         async with self._unless_lost(metadata):
             comparison = _comparison(metadata, await self._contents(metadata, report), path)
+            # A look with `git status` after a step back is no work to be undone: it would hold up every further step.
+            comparison = comparison.model_copy(update={"git_stamps": False})
             return bool(await self._sandbox.compare(comparison, report))
 
     @asynccontextmanager
@@ -845,6 +847,9 @@ class BackupService:
             limit: At most so many, up to 1000.
             cursor: The `next_cursor` of the page before.
             include_expired: Also those that can no longer be restored.
+
+        Raises:
+            InvalidBackupConfigError: An argument is not what it has to be; a directory is relative, for instance.
         """
         options = check_options(
             ListOptions,
@@ -857,7 +862,7 @@ class BackupService:
                 "include_expired": include_expired,
             },
         )
-        wanted_dir = options.dir.rstrip("/") if options.dir is not None else None
+        wanted_dir = parse_directory(options.dir) if options.dir is not None else None
         after = Position.from_cursor(options.cursor) if options.cursor is not None else None
         now = datetime.now(UTC)
         found: list[BackupMetadata] = []

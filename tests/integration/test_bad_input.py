@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -91,6 +92,20 @@ def test_a_directory_that_cannot_be_backed_up(unharmed: Place, directory: str, t
         unharmed.run(unharmed.service.create, directory.replace("{base}", str(unharmed.base)))
     assert telling in str(refused.value)
     assert unharmed.ids() == []
+
+
+@pytest.mark.parametrize(("directory", "telling"), [("tree", "is relative"), (".", "is relative"), ("/a/../b", "'..'")])
+def test_a_directory_that_no_backup_can_be_of_is_not_listed_as_one_without_backups(
+    small: Place, directory: str, telling: str
+) -> None:
+    with pytest.raises(InvalidBackupConfigError, match=re.escape(telling)):
+        small.run(small.service.list, dir=directory)
+
+
+def test_a_directory_s_backups_are_listed_however_its_slashes_are_written(small: Place) -> None:
+    backup = small.create()
+    for directory in (f"{small.tree}/", f"{small.tree}//", str(small.tree).replace("/tree", "//tree")):
+        assert [each.id for each in small.run(small.service.list, dir=directory).backups] == [backup.id]
 
 
 @pytest.mark.parametrize(
@@ -376,7 +391,7 @@ def test_no_space_in_the_store(small: Place) -> None:
     write(small.tree / "big", os.urandom(1_000_000))
     tree = list_tree(small.tree)
     with tmpfs(small.store, size="256k"):
-        with pytest.raises((BackupCreateError, StoreUnavailableError), match=r"(?i)no space"):
+        with pytest.raises((BackupCreateError, StoreUnavailableError), match=r"(?i)no space.*; free some space"):
             small.create()
         assert small.ids() == []
         small.assert_clean()
@@ -394,7 +409,7 @@ def test_no_space_in_the_target(small: Place, undo: bool) -> None:
         write(target / "extra", "as it was\n")
         before = list_tree(target)
 
-        with pytest.raises(BackupRestoreError, match=r"(?i)no space"):
+        with pytest.raises(BackupRestoreError, match=r"(?i)no space.*; free some space"):
             small.restore(backup.id, dir=target, undo=undo)
 
         assert_same(before, list_tree(target))

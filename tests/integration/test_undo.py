@@ -1,6 +1,7 @@
 """Going back a step, and again: chains with edits between, on directories and on overlays of ours."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -247,3 +248,40 @@ def test_trim_deletes_the_oldest_of_one_name_and_directory_only(place: Place) ->
         assert place.run(place.service.verify, backup_id).ok
     place.assert_clean()
     assert place.run(place.service.trim, str(place.tree), name="auto", keep=3).removed == ()
+
+
+def test_a_look_at_a_repository_between_two_steps_is_no_step(place: Place) -> None:
+    kept = write(place.tree / "kept", "the same all the time\n")
+    to(place, "0")
+    git(place, "init", "-q")
+    git(place, "add", ".")
+    for number in "123":
+        step(place, number)
+    seen = []
+    for _ in range(3):
+        seen.append(back(place))
+        before = (place.tree / ".git/index").read_bytes()
+        shutil.copy2(kept, place.base / "new")  # another inode with the same to it, as from a restore
+        (place.base / "new").replace(kept)
+        git(place, "status")
+        assert (place.tree / ".git/index").read_bytes() != before
+    assert seen == ["2", "1", "0"]
+    with pytest.raises(BackupNotFoundError, match="oldest one"):
+        undo(place)
+
+
+def test_what_git_was_told_about_its_index_is_a_step(place: Place) -> None:
+    to(place, "0")
+    git(place, "init", "-q")
+    git(place, "add", ".")
+    step(place, "1")
+    place.create()
+    git(place, "rm", "-r", "-f", "-q", "--cached", ".")
+    assert back(place) == "1"
+    assert "state" in git(place, "ls-files")
+    assert back(place) == "0"
+
+
+def git(place: Place, *arguments: str) -> str:
+    argv = ["git", "-C", str(place.tree), *arguments]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout

@@ -60,10 +60,11 @@ def capture(
                 "change its mode, exclude it, or run as its owner"
             ) from None
         except (tools.ToolFailedError, tools.ToolMissingError, GitError) as error:
-            raise BackupCreateError(f"{request.dir} cannot be backed up: {error}") from None
+            raise BackupCreateError(f"{request.dir} cannot be backed up: {error}{_advice(error)}") from None
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            raise BackupCreateError(f"{request.dir} cannot be backed up: {error.strerror}{where}") from error
+            told = f"{error.strerror}{where}{_advice(error)}"
+            raise BackupCreateError(f"{request.dir} cannot be backed up: {told}") from error
         if made.tree is not None:
             write_index(state, request.dir, _index(request, made, manifest, made.tree))
         return Captured(
@@ -76,6 +77,12 @@ def capture(
             skipped_mounts=tuple(display(path) for path in made.header.mounts),
             frozen_seconds=made.frozen_seconds,
         )
+
+
+def _advice(error: Exception) -> str:
+    if not tools.is_for_want_of_space(error):
+        return ""
+    return "; free some space where backups and the state directory are, by 'sandpoint prune' for instance"
 
 
 def _capture_full(

@@ -10,6 +10,7 @@ from sandpoint.engine import tools, transfer
 from sandpoint.engine.chain import Chain
 from sandpoint.engine.contents import Roots, always, differing
 from sandpoint.engine.differences import Difference, Side, describe, differences, turned
+from sandpoint.engine.git_index import is_only_refreshed
 from sandpoint.engine.ignore import GitError, Rules, git_ignored
 from sandpoint.engine.index import Index, read_index
 from sandpoint.engine.inplace import Compared
@@ -29,7 +30,8 @@ _MANY_DOUBTFUL = 500
 def compare(request: CompareRequest, state: State, monitor: Monitor) -> Changes:
     """Return what a restore would do to a directory: nothing is changed.
 
-    A directory that is not there yet counts as empty.
+    A directory that is not there yet counts as empty. Where only git has noted other stamps of files in its index, and
+    the request says that this is no change, there is none.
 
     Raises:
         InvalidBackupConfigError: The directory is not fit, or a path is neither in it nor in the backup.
@@ -37,6 +39,8 @@ def compare(request: CompareRequest, state: State, monitor: Monitor) -> Changes:
         BackupRestoreError: The directory cannot be read.
     """
     with _with_directory(request, state, monitor) as found:
+        if not request.git_stamps and is_only_refreshed(found.plan, found.source, found.target, found.comparison):
+            return Changes()
         return found.plan.changes()
 
 
@@ -178,10 +182,20 @@ def explained(request: CompareRequest, what: str) -> Iterator[None]:
             "or run as its owner. Nothing was changed"
         ) from None
     except (tools.ToolFailedError, tools.ToolMissingError, GitError) as error:
-        raise BackupRestoreError(f"{request.dir} cannot be {what}: {error}. Nothing was changed") from None
+        told = f"{error}{_advice(error)}"
+        raise BackupRestoreError(f"{request.dir} cannot be {what}: {told}. Nothing was changed") from None
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise BackupRestoreError(f"{request.dir} cannot be {what}: {error.strerror}{where}. It is as before") from error
+        told = f"{error.strerror}{where}{_advice(error)}"
+        raise BackupRestoreError(f"{request.dir} cannot be {what}: {told}. It is as before") from error
+
+
+def _advice(error: Exception) -> str:
+    if tools.is_for_want_of_space(error):
+        return "; free some space on the filesystems of the directory and of the state directory"
+    if isinstance(error, PermissionError):
+        return "; let this user write there, or run as the owner"
+    return ""
 
 
 def read_manifest(backup: StoredBackup, state: State, check: Check) -> Manifest:

@@ -54,7 +54,8 @@ def check_allowed(path: str, allowed: Sequence[str] | None, kept_out: Sequence[s
 
     Args:
         path: As `parse_directory` returns it. Links are refused when it is opened, so what it says is where it is.
-        allowed: Directories that may be used, with all below them; None allows any but the system's.
+        allowed: Directories that may be used, with all below them; None allows any but the system's. Empty where a
+            server would be held to its working directory, and that is the system's.
         kept_out: Directories of our own (store and state) that may not lie in it, nor it in them.
 
     Raises:
@@ -71,20 +72,29 @@ def check_allowed(path: str, allowed: Sequence[str] | None, kept_out: Sequence[s
                 "set SANDPOINT_STORE or SANDPOINT_STATE_DIR to a place outside"
             )
     if allowed is not None:
+        if not allowed:
+            raise InvalidBackupConfigError(
+                f"dir: {path} is outside the allowed directories (none), as all is where a server was started in a "
+                "directory of the system; set SANDPOINT_ALLOWED_DIRS to those that may be backed up, separated by ':', "
+                "or start the server in a project"
+            )
         if not is_within_any(path, allowed):
             raise InvalidBackupConfigError(
-                f"dir: {path} is outside the allowed directories ({', '.join(allowed) or 'none'}); "
+                f"dir: {path} is outside the allowed directories ({', '.join(allowed)}); "
                 "use one of these or set SANDPOINT_ALLOWED_DIRS"
             )
-    elif path in SYSTEM_DIRECTORIES or path in USER_TREES or _is_system(path):
+    elif is_system(path):
         raise InvalidBackupConfigError(
             f"dir: {path} is a directory of the system; name one of your own below it, or allow it with "
             f"SANDPOINT_ALLOWED_DIRS={path}"
         )
 
 
-def _is_system(path: str) -> bool:
-    return is_within_any(path, SYSTEM_TREES) and not is_within_any(path, USER_TREES)
+def is_system(path: str) -> bool:
+    """Whether a parsed path is a directory of the system, which nobody means who does not name it."""
+    if path in {"/", *SYSTEM_DIRECTORIES, *USER_TREES}:
+        return True
+    return is_within_any(path, (*SYSTEM_TREES, *KERNEL_DIRECTORIES)) and not is_within_any(path, USER_TREES)
 
 
 def is_within_any(path: str, directories: Sequence[str]) -> bool:

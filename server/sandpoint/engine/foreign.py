@@ -21,8 +21,6 @@ from sandpoint.engine.walk import UnreadableError
 from sandpoint.errors import BackupIntegrityError, BackupRestoreError, SandboxUnavailableError
 from sandpoint.models import Adopted, AdoptRequest, CachedGrant, CaptureRequest, PathGrant, Source
 
-_NO_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-
 
 def adopt(request: AdoptRequest, state: State, monitor: Monitor) -> Adopted:
     """Fetch and unpack an archive, and put a layer and a manifest of what it holds into the cache.
@@ -90,7 +88,7 @@ def _explained(request: AdoptRequest, state: State) -> Iterator[None]:
     try:
         yield
     except tools.ToolFailedError as error:
-        if any(reason in str(error) for reason in _NO_SPACE):
+        if tools.is_for_want_of_space(error):
             raise state.unwritable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from None
         raise BackupIntegrityError(f"{name} cannot be unpacked: {error}; nothing was changed") from None
     except tools.ToolMissingError as error:

@@ -1,5 +1,6 @@
 """Run the programs that the engine is built on: argv lists, never a shell; ended with their caller."""
 
+import errno
 import os
 import select
 import shutil
@@ -42,6 +43,7 @@ _LOOK_EVERY = 10
 _OPENING_A_PIPE = frozenset({b"wait_for_partner", b"fifo_open"})
 """Where in the kernel a thread waits that has opened a named pipe whose other end nobody opens."""
 _KEPT_OUTPUT = 64 << 10
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Check = Callable[[], None]
 """Called often by long operations; raises to stop them (cancellation)."""
@@ -63,6 +65,13 @@ class ToolMissingError(Exception):
 
 class ToolFailedError(Exception):
     """A program ended with an error; the message is the last of what it said."""
+
+
+def is_for_want_of_space(error: Exception) -> bool:
+    """Whether something failed because a filesystem is full, in this process or in a program that said so."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    return any(os.strerror(number) in str(error) for number in _NO_SPACE)
 
 
 def find(program: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import Self
 
 from anyio.abc import TaskGroup
 
+from sandpoint.engine.directory import is_system
 from sandpoint.errors import InvalidBackupConfigError, SandpointError
 from sandpoint.mcp_server.confirm import Confirm
 from sandpoint.mcp_server.schedule import prune_regularly
@@ -59,8 +60,8 @@ class Unusable:
 def open_services(settings: Settings | SandpointError) -> tuple[Services | Unusable, Where]:
     """Return the services of a server, and where they work; settings that could not be read are the error that said so.
 
-    Where the settings name no allowed directories, the working directory is the one of this machine; in a container
-    any but the system's. Nothing is opened yet.
+    Where the settings name no allowed directories, the working directory is the one of this machine, and none is where
+    that is the system's; in a container any but the system's. Nothing is opened yet.
     """
     if isinstance(settings, Settings):
         return Services(settings, opener=_open_confined), _where(settings)
@@ -116,9 +117,12 @@ def _confined(settings: Settings) -> Settings:
     if settings.allowed_dirs is not None or settings.sandbox != LOCAL:
         return settings
     try:
-        return settings.model_copy(update={"allowed_dirs": (str(Path.cwd().resolve()),)})
+        here = str(Path.cwd().resolve())
     except OSError as error:
         raise InvalidBackupConfigError(
             f"the server's working directory cannot be found ({error.strerror}), and SANDPOINT_ALLOWED_DIRS "
             "is not set; set it to the directories that may be backed up, separated by ':'"
         ) from error
+    if is_system(here):  # where graphical clients and service managers start programs; nobody has allowed it
+        return settings.model_copy(update={"allowed_dirs": ()})
+    return settings.model_copy(update={"allowed_dirs": (here,)})

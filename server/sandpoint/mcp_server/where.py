@@ -54,4 +54,6 @@ def describe_place(where: Where) -> str:
         lines.append(f"All directories are those inside the Docker container {container}, not of this machine.")
     if where.allowed_dirs:
         lines.append(f"Directories: {describe_allowed(where.allowed_dirs)}")
+    elif where.allowed_dirs is not None:
+        lines.append("Directories: none is allowed before SANDPOINT_ALLOWED_DIRS is set. Tell the user.")
     return "".join(f"\n{line}" for line in lines)

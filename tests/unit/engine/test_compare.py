@@ -1,16 +1,19 @@
 """Comparing: names as they are shown, and metadata that does not fit its manifests."""
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
 from helpers.engine import HEADER, entry, folder, manifest, never
-from sandpoint.engine.compare import read_manifest
+from sandpoint.engine.compare import explained, read_manifest
 from sandpoint.engine.manifest import Manifest, make_manifest, paths_named
 from sandpoint.engine.state import State
-from sandpoint.errors import BackupIntegrityError
-from sandpoint.models import PathGrant, Source, StoredBackup
+from sandpoint.engine.tools import ToolFailedError
+from sandpoint.errors import BackupIntegrityError, BackupRestoreError
+from sandpoint.models import CompareRequest, PathGrant, Source, StoredBackup
 
 
 def stored(folder_: Path, *contents: bytes) -> tuple[Source, ...]:
@@ -50,3 +53,22 @@ def test_names_are_known_as_they_are_and_as_they_are_shown(names: list[str], pat
     first = manifest(entry(b"a"), entry(b"new\nline"), entry(b"literal\\n"), entry(b"literal\n"))
     second: Manifest = manifest(entry(b"b"), entry(b"caf\xe9"))
     assert paths_named(names, [first, second]) == paths
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (
+            OSError(errno.EACCES, "Permission denied", "a"),
+            "Permission denied (a); let this user write there, or",
+        ),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "quota exceeded; free some space on the filesystems"),
+        (ToolFailedError("unsquashfs failed: No space left on device"), "left on device; free some space"),
+        (OSError(errno.EIO, "Input/output error", "a"), "cannot be restored: Input/output error (a). It is as before"),
+    ],
+)
+def test_a_failure_says_what_to_do_where_that_is_known(failure: Exception, told: str) -> None:
+    request = CompareRequest(dir="/home/me/project", manifests=(), layers=())
+    with pytest.raises(BackupRestoreError) as caught, explained(request, "restored"):
+        raise failure
+    assert told in str(caught.value)
