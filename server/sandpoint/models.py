@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
-from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
@@ -158,13 +157,16 @@ def parse_backup_id(value: str) -> str:
         raise InvalidBackupConfigError(f"backup_id: {error}") from None
 
 
+_ANY_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
 def _uuid(value: str) -> str:
     # UUID() also takes braces, 'urn:' and missing hyphens: names of objects in a store allow one form only.
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value):
+    if not isinstance(value, str) or not _ANY_UUID.fullmatch(value):
         raise ValueError(
             "no backup id; ids are UUIDs such as 0192f0c1-2a3b-7c4d-8e5f-60718293a4b5, as create and list return them"
         )
-    return str(UUID(value))
+    return value.lower()
 
 
 def _pattern(value: str) -> str:

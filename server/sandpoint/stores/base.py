@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from sandpoint.engine.relay import Relay
@@ -40,8 +40,7 @@ class Upload:
         return self.layer_key if role == "layer" else self.manifest_key
 
 
-@dataclass(frozen=True, order=True)
-class Position:
+class Position(NamedTuple):
     """A backup's place in a list by time: milliseconds since 1970, then the id."""
 
     created_ms: int
@@ -85,10 +84,14 @@ FIRST_MS = 1_704_067_200_000
 """2024-01-01: no id that was made by time is older, unless its clock was wrong."""
 
 
+_UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+"""RFC 9562, 5.7: 48 bits of time, the version, 12 bits, the variant, 62 bits."""
+
+
 def time_of(backup_id: str) -> int | None:
     """Return the time in a UUIDv7, in milliseconds since 1970; None for other versions."""
-    number = UUID(backup_id)
-    return number.int >> 80 if number.version == 7 else None
+    found = _UUID7.fullmatch(backup_id)
+    return int(found[1] + found[2], 16) if found else None
 
 
 UNMARKED_S = 3600.0
