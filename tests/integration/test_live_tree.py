@@ -211,92 +211,94 @@ def test_hard_links_that_come_and_go(captured: Place) -> None:
     assert_restorable(captured, backup)
 
 
+class Mover:
+    """Moves a file, in so many looks at a tree, from the folder that is listed last into the one listed first."""
+
+    def __init__(self, tree: Path, times: int) -> None:
+        self.looks = 0
+        self.listed: list[Path] = []
+        self._tree, self._times = tree, times
+        self._folders = [tree / "one", tree / "two"]
+        for folder in self._folders:
+            write(self._of(folder, folder), folder.name)
+
+    @staticmethod
+    def _of(folder: Path, owner: Path) -> Path:
+        return folder / f"of {owner.name}"
+
+    def before(self, path: bytes) -> None:
+        """A directory is about to be listed: with the top all is put back, and a look begins."""
+        if self._tree / os.fsdecode(path) != self._tree:
+            return
+        self.looks += 1
+        for came in self.listed[:1]:
+            for folder in self._folders:
+                with suppress(FileNotFoundError):
+                    self._of(came, folder).rename(self._of(folder, folder))
+        self.listed.clear()
+
+    def after(self, path: bytes) -> None:
+        """A directory was listed."""
+        folder = self._tree / os.fsdecode(path)
+        if folder not in self._folders:
+            return
+        self.listed.append(folder)
+        if len(self.listed) == 1 and self.looks <= self._times:
+            (other,) = {*self._folders} - {folder}
+            self._of(other, other).rename(self._of(folder, other))
+
+    def assert_nothing_is_lost(self, live: Place, backup: Backup) -> None:
+        """Fail unless the look was taken again, and the folder named into which a file came each time."""
+        assert (backup.kind, self.looks) == ("delta", 2)
+        if self._times == 2:
+            assert backup.unstable_paths == (self.listed[0].name,)
+            backup = live.create()
+        assert backup.unstable_paths == ()
+        live.restore(backup.id, dir=live.base / "other", undo=False)
+        assert {path.read_text() for path in (live.base / "other").glob("*/of *")} == {"one", "two"}
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_file_that_is_moved_behind_the_back_of_the_walk_is_not_lost(
     live: Place, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    """It comes into the folder that was listed first, out of the other one."""
-    folders = [live.tree / "one", live.tree / "two"]
-    for folder in folders:
-        write(folder / f"of {folder.name}", folder.name)
+    mover = Mover(live.tree, times)
     live.create()
     visit = _Walk._directory
-    visited: list[Path] = []
-    walks = 0
 
     def visit_and_move(self: _Walk, path: bytes) -> None:
-        nonlocal walks
-        folder = live.tree / os.fsdecode(path)
-        if folder == live.tree:
-            walks += 1
-            for came in visited[:1]:
-                for other in folders:
-                    with suppress(FileNotFoundError):
-                        (came / f"of {other.name}").rename(other / f"of {other.name}")
-            visited.clear()
+        mover.before(path)
         visit(self, path)
-        if folder in folders:
-            visited.append(folder)
-            if len(visited) == 1 and walks <= times:
-                (other,) = {*folders} - {folder}
-                (other / f"of {other.name}").rename(folder / f"of {other.name}")
+        mover.after(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(_Walk, "_directory", visit_and_move)
         backup = live.create()
 
-    assert (backup.kind, walks) == ("delta", 2)
-    if times == 2:
-        assert backup.unstable_paths == (visited[0].name,)
-        backup = live.create()
-    assert backup.unstable_paths == ()
-    live.restore(backup.id, dir=live.base / "other", undo=False)
-    assert {path.read_text() for path in (live.base / "other").glob("*/of *")} == {"one", "two"}
+    mover.assert_nothing_is_lost(live, backup)
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_file_that_is_moved_behind_the_back_of_a_look_at_an_overlay_is_not_lost(
     live: Place, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    folders = [live.tree / "one", live.tree / "two"]
-    for folder in folders:
-        write(folder / f"of {folder.name}", folder.name)
+    mover = Mover(live.tree, times)
     live.restore(live.create().id, mode="overlay", undo=False)
-    for folder in folders:
-        write(folder / "more", "so that it lies in the upper layer")
+    for folder in ("one", "two"):
+        write(live.tree / folder / "more", "so that it lies in the upper layer")
     listed = upper._listed
-    visited: list[Path] = []
-    looks = 0
 
     def list_and_move(fd: int, above: bytes) -> list[tuple[bytes, bool, bool]]:
-        nonlocal looks
-        folder = live.tree / os.fsdecode(above)
-        if folder == live.tree:
-            looks += 1
-            for came in visited[:1]:
-                for other in folders:
-                    with suppress(FileNotFoundError):
-                        (came / f"of {other.name}").rename(other / f"of {other.name}")
-            visited.clear()
+        mover.before(above)
         found = listed(fd, above)
-        if folder in folders:
-            visited.append(folder)
-            if len(visited) == 1 and looks <= times:
-                (other,) = {*folders} - {folder}
-                (other / f"of {other.name}").rename(folder / f"of {other.name}")
+        mover.after(above)
         return found
 
     with monkeypatch.context() as patch:
         patch.setattr(upper, "_listed", list_and_move)
         backup = live.create()
 
-    assert (backup.kind, looks) == ("delta", 2)
-    if times == 2:
-        assert backup.unstable_paths == (visited[0].name,)
-        backup = live.create()
-    assert backup.unstable_paths == ()
-    live.restore(backup.id, dir=live.base / "other", undo=False)
-    assert {path.read_text() for path in (live.base / "other").glob("*/of *")} == {"one", "two"}
+    mover.assert_nothing_is_lost(live, backup)
 
 
 def test_a_restore_of_a_tree_that_is_written_to_is_right_once_it_is_quiet(live: Place) -> None:
