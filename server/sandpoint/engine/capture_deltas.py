@@ -134,7 +134,7 @@ def _walk(parent: Manifest, place: Place, rules: Rules, monitor: Monitor) -> Man
     found, unseen = None, list[bytes]()
     for _ in range(ATTEMPTS):
         found = _walk_once(parent, place, rules, monitor)
-        unseen = came_unseen(place.fd, found, rules, known=parent) if found is not None else []
+        unseen = came_unseen(place.fd, found, rules) if found is not None else []
         if not unseen:
             break
     if found is None or not unseen:

@@ -380,26 +380,19 @@ def moved_since(root: int, manifest: Manifest) -> list[Entry]:
     return moved
 
 
-def came_unseen(
-    root: int, manifest: Manifest, rules: Rules, *, known: Manifest | None = None, upper: int | None = None
-) -> list[bytes]:
+def came_unseen(root: int, manifest: Manifest, rules: Rules, *, upper: int | None = None) -> list[bytes]:
     """Return the directories that hold, after a walk, names which it did not see there.
 
     It may have come by when what they name was not there yet, and by the place from where that was moved when it was
-    there no more. Where it was moved from, the walk found another directory than the known one.
+    there no more.
 
     Args:
         root: A descriptor of the directory.
         manifest: What was found in it.
         rules: What is left out.
-        known: What the walk compared with, if it did.
         upper: Where only what lies in an overlay's upper layer was looked at, a descriptor of that.
     """
     header = manifest.header
-    if known is not None and not any(
-        known.entries.get(path) is not entry and entry.is_dir for path, entry in manifest.entries.items()
-    ):
-        return []
     seen = frozenset((*header.mounts, *header.excluded))
     found = []
     for path, entry in manifest.entries.items():
