@@ -131,15 +131,15 @@ def _rules(request: CaptureRequest, place: Place, state: State, monitor: Monitor
 
 def _walk(parent: Manifest, place: Place, rules: Rules, monitor: Monitor) -> Manifest | None:
     """Return the tree as it is; None where stamps prove that it is the parent's."""
-    found, unseen = None, list[bytes]()
     for _ in range(ATTEMPTS):
         found = _walk_once(parent, place, rules, monitor)
-        unseen = came_unseen(place.fd, found, rules) if found is not None else []
+        if found is None:
+            return None
+        unseen = came_unseen(place.fd, found, rules)
         if not unseen:
-            break
-    if found is None or not unseen:
-        return found
-    return Manifest(msgspec.structs.replace(found.header, unstable=tuple(sorted(unseen))), found.entries)
+            return found
+        restless = Manifest(msgspec.structs.replace(found.header, unstable=tuple(sorted(unseen))), found.entries)
+    return restless
 
 
 def _walk_once(parent: Manifest, place: Place, rules: Rules, monitor: Monitor) -> Manifest | None:
